@@ -1,0 +1,1 @@
+"""Estimators of a step's time, all of one protocol."""

@@ -1,0 +1,1 @@
+"""Fitting: loss and gradient, the convex start, the softplus refinement, the search over settings."""

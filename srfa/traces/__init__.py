@@ -1,0 +1,1 @@
+"""From raw traces to tables: one parser a stream, and the gates on a job's data."""
