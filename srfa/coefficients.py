@@ -1,0 +1,144 @@
+"""``coefficients.json``: everything another program needs to predict with a fit, and where the fit came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from srfa.errors import CoefficientsError
+from srfa.specs import Spec
+
+
+class FitConfig(Spec):
+    """Settings of a fit; where a tuple is given, cross-validation grouped by job chooses one entry.
+
+    Parameters
+    ----------
+    lambda_gamma, lambda_beta
+        Ridge on the scaled overhead and compute coefficients (the paper's dual regularisation).
+    huber_delta
+        Where the loss turns from quadratic to linear, in relative error.
+    winsorise_quantile
+        Labels above this quantile of their job are cut down to it before a fit; 1 switches it off.
+    warmup_steps
+        Steps dropped at the start of each job, beyond the warm-up that collection already leaves out.
+    kv_thresholds
+        Where the queue features for KV pressure set in: "getting full" and "critical", as ratios of the KV cache.
+    folds
+        Folds of the search over settings.
+    """
+
+    lambda_gamma: tuple[float, ...] = (0.0001, 0.001, 0.01)
+    lambda_beta: tuple[float, ...] = (0.0001, 0.001, 0.01)
+    huber_delta: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.3)
+    winsorise_quantile: float = Field(default=0.99, gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    kv_thresholds: tuple[float, float] = (0.7, 0.9)
+    folds: PositiveInt = 5
+    max_iterations: PositiveInt = 2000
+    convex_max_rows: PositiveInt = 5000
+    seed: int = 0
+
+
+class CoefficientBlock(Spec):
+    """The coefficients of one block of features.
+
+    Parameters
+    ----------
+    names, units
+        The feature's name and unit; coefficient times feature is microseconds.
+    values
+        The coefficients.
+    lower
+        Each one's lower bound, None where there is none.
+    at_bound
+        True where the fit ended on the bound: the data ask for less than the physics allows.
+    scales
+        Divisors the columns had while fitting; a coefficient's ridge acts on ``value * scale``.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    values: tuple[float, ...]
+    lower: tuple[float | None, ...]
+    at_bound: tuple[bool, ...]
+    scales: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _parallel(self) -> CoefficientBlock:
+        lengths = {len(part) for part in (self.names, self.units, self.values, self.lower, self.at_bound, self.scales)}
+        if len(lengths) != 1:
+            raise ValueError("names, units, values, lower, at_bound and scales must have equal lengths")
+        return self
+
+    def __getitem__(self, name: str) -> float:
+        """Return the value of the coefficient called ``name``."""
+        return self.values[self.names.index(name)]
+
+
+class Provenance(Spec):
+    """Where a fit came from: data by hash, jobs by id, software by version."""
+
+    data_sha256: dict[str, str] = Field(default_factory=dict)
+    job_ids: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    software_versions: tuple[str, ...] = ()
+    n_steps: int = 0
+    srfa_version: str = ""
+    code_version: str = ""
+    library_versions: dict[str, str] = Field(default_factory=dict)
+
+
+class FoldSummary(Spec):
+    """One held-out group of a validation, short enough to travel with the coefficients."""
+
+    split: str
+    held_out: str
+    n_steps: int
+    mape_pct: float
+
+
+class Coefficients(Spec):
+    """A fitted estimator as data. Reading an unknown field is an error."""
+
+    schema_version: Literal[1] = 1
+    estimator: str
+    blocks: dict[str, CoefficientBlock]
+    constants: dict[str, float] = Field(default_factory=dict)
+    chosen: dict[str, float] = Field(default_factory=dict)
+    converged: bool
+    message: str
+    config: FitConfig
+    provenance: Provenance = Field(default_factory=Provenance)
+    validation: tuple[FoldSummary, ...] = ()
+
+
+def read_coefficients(path: Path) -> Coefficients:
+    """Read ``coefficients.json``.
+
+    Raises
+    ------
+    CoefficientsError
+        The file is missing, is not JSON, or has an unknown, missing or malformed field.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise CoefficientsError(f"{path}: cannot be read ({error.strerror}); fit one with 'srfa fit'") from error
+    try:
+        return Coefficients.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise CoefficientsError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s))") from error
+
+
+def write_coefficients(coefficients: Coefficients, path: Path) -> None:
+    """Write ``coefficients.json`` under a temporary name and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(coefficients.model_dump_json(indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,47 @@
+"""What every estimator of a step's time can do. Three pure functions: featurise, fit, predict.
+
+Features of a step depend on that step alone, so a validation computes them once and takes rows for each fold.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from srfa.catalog import Catalog
+from srfa.coefficients import Coefficients, FitConfig
+from srfa.features import FeatureMatrix
+from srfa.observations import Observations
+from srfa.ragged import FloatArray
+
+
+class Estimator(Protocol):
+    """An estimator without state: what it learned is in its ``Coefficients``."""
+
+    @property
+    def name(self) -> str:
+        """The name users type."""
+        ...
+
+    def features(self, observations: Observations, catalog: Catalog) -> FeatureMatrix:
+        """Compute this estimator's features of every step.
+
+        Raises
+        ------
+        CatalogError
+            A GPU or model of the observations is unknown.
+        """
+        ...
+
+    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+        """Learn coefficients. A fit that did not converge says so in its result; the gate refuses it.
+
+        Raises
+        ------
+        FitError
+            The data cannot carry the fit, with the reason.
+        """
+        ...
+
+    def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
+        """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
+        ...
