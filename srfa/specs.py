@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+SHAREGPT_LONGEST_TOKENS: Final = 2048
+"""``vllm bench serve`` drops ShareGPT conversations above this (``is_valid_sequence`` in its datasets module)."""
+
 
 class Spec(BaseModel):
-    """Base of all specifications: frozen, and an unknown field is an error."""
+    """Base of all specifications: frozen, and an unknown field is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Infinity is written to JSON as the text ``Infinity`` (not ``null``), so that what was written can be read again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class ModelSpec(Spec):
@@ -36,6 +42,10 @@ class ModelSpec(Spec):
         Width of MLA's compressed KV vector; None where attention is MHA, MQA or GQA.
     mlp_gated
         True where the MLP has a gate and an up projection (SwiGLU, GeGLU): three matrices instead of two.
+    quantization
+        ``quant_method`` of the checkpoint itself (DeepSeek-V3 is published in fp8); None: weights have ``torch_dtype``.
+    quantization_bits
+        Bits a quantised weight takes, where the checkpoint's ``quantization_config`` says so.
     """
 
     name: str
@@ -64,6 +74,8 @@ class ModelSpec(Spec):
     qk_rope_head_dim: int | None = None
     v_head_dim: int | None = None
     sliding_window: int | None = None
+    quantization: str | None = None
+    quantization_bits: PositiveInt | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -186,6 +198,8 @@ class Workload(Spec):
         if self.dataset_name == "prefix_repetition":
             prompt = self.prefix_repetition_prefix_len + self.prefix_repetition_suffix_len
             return prompt + self.prefix_repetition_output_len
+        if self.dataset_name == "sharegpt":
+            return SHAREGPT_LONGEST_TOKENS
         stretch = 1.0 + self.random_range_ratio
         prompt = self.random_prefix_len + int(self.random_input_len * stretch)
         return prompt + int(self.random_output_len * stretch)
