@@ -30,7 +30,7 @@ class FitConfig(Spec):
         Folds of the search over settings.
     """
 
-    lambda_gamma: tuple[float, ...] = (0.0001, 0.001, 0.01)
+    lambda_gamma: tuple[float, ...] = (0.001, 0.01, 0.1)
     lambda_beta: tuple[float, ...] = (0.0001, 0.001, 0.01)
     huber_delta: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.3)
     winsorise_quantile: float = Field(default=0.99, gt=0, le=1)
@@ -51,8 +51,8 @@ class CoefficientBlock(Spec):
         The feature's name and unit; coefficient times feature is microseconds.
     values
         The coefficients.
-    lower
-        Each one's lower bound, None where there is none.
+    lower, upper
+        Each one's bounds, None where there is none.
     at_bound
         True where the fit ended on the bound: the data ask for less than the physics allows.
     scales
@@ -63,14 +63,15 @@ class CoefficientBlock(Spec):
     units: tuple[str, ...]
     values: tuple[float, ...]
     lower: tuple[float | None, ...]
+    upper: tuple[float | None, ...]
     at_bound: tuple[bool, ...]
     scales: tuple[float, ...]
 
     @model_validator(mode="after")
     def _parallel(self) -> CoefficientBlock:
-        lengths = {len(part) for part in (self.names, self.units, self.values, self.lower, self.at_bound, self.scales)}
-        if len(lengths) != 1:
-            raise ValueError("names, units, values, lower, at_bound and scales must have equal lengths")
+        parts = (self.names, self.units, self.values, self.lower, self.upper, self.at_bound, self.scales)
+        if len({len(part) for part in parts}) != 1:
+            raise ValueError("names, units, values, lower, upper, at_bound and scales must have equal lengths")
         return self
 
     def __getitem__(self, name: str) -> float:

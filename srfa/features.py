@@ -13,6 +13,9 @@ import numpy as np
 from srfa.observations import Observations
 from srfa.ragged import FloatArray, IntArray
 
+Columns = Mapping[tuple[str, str], FloatArray | float]
+"""``{(name, unit): column or constant}``, in the order the columns will have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -31,7 +34,7 @@ class Block:
     values: FloatArray
 
     @classmethod
-    def of(cls, columns: Mapping[tuple[str, str], FloatArray | float], n_rows: int) -> Block:
+    def of(cls, columns: Columns, n_rows: int) -> Block:
         """Build a block from ``{(name, unit): column or constant}``."""
         values = np.empty((n_rows, len(columns)))
         for position, column in enumerate(columns.values()):

@@ -11,7 +11,15 @@ from math import ceil
 from srfa.specs import ModelSpec
 
 _BYTES = {"float32": 4.0, "float": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "auto": 2.0}
-_QUANTISED_BYTES = {"fp8": 1.0, "compressed-tensors": 1.0, "int8": 1.0, "awq": 0.5, "gptq": 0.5, "int4": 0.5, "mxfp4": 0.53}
+_QUANTISED_BYTES = {
+    "fp8": 1.0,
+    "compressed-tensors": 1.0,
+    "int8": 1.0,
+    "awq": 0.5,
+    "gptq": 0.5,
+    "int4": 0.5,
+    "mxfp4": 0.53,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The observation table: what is measured of each step, checked, with its per-request lists as arrays.
 
-One flat Parquet file, so that anybody can bring measured steps from elsewhere. Source: the trace contract, "Observations".
+One flat Parquet file, so that anybody can bring measured steps from elsewhere. Source: the trace contract.
 """
 
 from __future__ import annotations
@@ -187,14 +187,18 @@ def _cast(table: pa.Table, field: pa.Field, where: str) -> pa.ChunkedArray:
 def _check_values(table: pa.Table, where: str) -> None:
     for name in REQUIRED_OBSERVATION_COLUMNS:
         if table[name].null_count:
-            raise ObservationsError(f"{where}: column {name} is null in {table[name].null_count} rows; fill or drop them")
+            raise ObservationsError(
+                f"{where}: column {name} is null in {table[name].null_count} rows; fill or drop them"
+            )
     _refuse_rows(table, "step_time_us", where, lowest_exclusive=0.0)
     for name in ("num_prefill_reqs", "num_decode_reqs", "prefill_tokens", "decode_tokens"):
         _refuse_rows(table, name, where, lowest_exclusive=-1.0)
     _refuse_rows(table, "tensor_parallel_size", where, lowest_exclusive=0.0)
     tokens = _numbers(table, "prefill_tokens") + _numbers(table, "decode_tokens")
     if (empty := int(np.sum(tokens <= 0))) > 0:
-        raise ObservationsError(f"{where}: {empty} rows schedule no token; such a step has no label, mark it valid=false")
+        raise ObservationsError(
+            f"{where}: {empty} rows schedule no token; such a step has no label, mark it valid=false"
+        )
 
 
 def _refuse_rows(table: pa.Table, name: str, where: str, *, lowest_exclusive: float) -> None:
@@ -252,7 +256,8 @@ def _lists_or_shares(table: pa.Table, name: str, totals: FloatArray, counts: Int
     given = Ragged.from_arrow(column)
     absent = np.asarray(pc.is_null(column), dtype=bool)
     both = Ragged(
-        np.concatenate([given.values, shares.values]), np.concatenate([given.offsets, shares.offsets[1:] + given.offsets[-1]])
+        np.concatenate([given.values, shares.values]),
+        np.concatenate([given.offsets, shares.offsets[1:] + given.offsets[-1]]),
     )
     rows = np.arange(table.num_rows, dtype=np.int64)
     return both.take(np.where(absent, rows + table.num_rows, rows))

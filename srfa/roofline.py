@@ -18,7 +18,7 @@ from srfa.specs import GpuSpec, ModelSpec
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
 
 SPEED_OF_LIGHT_MARGIN = 0.8
-"""A label under this share of the floor is impossible; the rest is room for datasheet rounding. Source: trace contract."""
+"""A label under this share of the floor is impossible; the rest is room for rounding. Source: trace contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,7 @@ def _place(configuration: Configuration, catalog: Catalog) -> Place:
     return Place(configuration, model, catalog.resolve_gpu(configuration.gpu), shard)
 
 
-def per_step(
-    observations: Observations, where: tuple[Place, ...], fact: Callable[[Place], float]
-) -> FloatArray:
+def per_step(observations: Observations, where: tuple[Place, ...], fact: Callable[[Place], float]) -> FloatArray:
     """Return a configuration's fact for every step, shape ``(n_steps,)``."""
     return np.array([fact(place) for place in where], dtype=np.float64)[observations.configuration_index]
 
@@ -136,7 +134,8 @@ def _activated(tokens: FloatArray, fact: Callable[[Callable[[Place], float]], Fl
     """Experts of one rank that ``tokens`` tokens touch in a layer, expected under balanced routing."""
     on_rank = fact(lambda place: float(place.shard.experts_on_rank))
     share = fact(lambda place: place.model.num_experts_per_tok / place.model.num_experts if place.model.is_moe else 0.0)
-    return on_rank * -np.expm1(tokens * np.log1p(-np.minimum(share, 0.999999)))
+    untouched = np.exp(tokens * np.log1p(-np.minimum(share, 0.999999)))
+    return np.asarray(on_rank * (1.0 - untouched))
 
 
 def matrix_tflops(place: Place) -> float:
