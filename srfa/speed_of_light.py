@@ -1,0 +1,47 @@
+"""Labels that no hardware can reach: they mark a wrong clock, a wrong lag, a wrong unit or a with-sparsity datasheet."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from srfa.catalog import Catalog
+from srfa.errors import DataInvalidError
+from srfa.observations import Observations
+from srfa.roofline import SPEED_OF_LIGHT_MARGIN, floor_us
+
+TOLERATED_SHARE = 0.01
+"""Up to this share of a job's steps may break the floor (a torn pair of clock readings); more mark the job invalid."""
+
+
+def possible_steps(observations: Observations, catalog: Catalog) -> tuple[Observations, int]:
+    """Return the steps that physics allows, and how many were left out.
+
+    Raises
+    ------
+    DataInvalidError
+        In some job more than one step in a hundred is under 0.8 x its roofline floor; the text names the job.
+    """
+    floor = floor_us(observations, catalog)
+    impossible = observations.step_time_us < SPEED_OF_LIGHT_MARGIN * floor
+    if not impossible.any():
+        return observations, 0
+    _refuse_invalid_jobs(observations, floor, impossible)
+    return observations.take(np.flatnonzero(~impossible)), int(impossible.sum())
+
+
+def _refuse_invalid_jobs(
+    observations: Observations, floor: np.typing.NDArray[np.float64], impossible: np.typing.NDArray[np.bool_]
+) -> None:
+    jobs, index = observations.codes("job_id")
+    share = np.bincount(index, impossible, len(jobs)) / np.bincount(index, minlength=len(jobs))
+    worst = int(np.argmax(share))
+    if share[worst] <= TOLERATED_SHARE:
+        return
+    rows = np.flatnonzero(impossible & (index == worst))
+    row = int(rows[np.argmin((observations.step_time_us / floor)[rows])])
+    raise DataInvalidError(
+        f"job {jobs[worst]}: {share[worst]:.0%} of its steps are faster than light: {observations.step_time_us[row]:.1f} us"
+        f" where {observations.strings('gpu')[row]} needs at least {floor[row]:.1f} us for {observations.strings('model')[row]};"
+        " suspect the wrong clock (time inside schedule()), a lag of one step, milliseconds taken for microseconds, or a"
+        " datasheet with with-sparsity TFLOPS"
+    )
