@@ -16,6 +16,8 @@ from srfa.units import BYTES_PER_US_PER_TBPS, NS_PER_US
 RECENT_STEPS = 100
 """Preemptions of this many steps before a request queued count as recent."""
 
+_COPIED = ("prompt_tokens", "output_tokens", "max_model_len", "max_num_seqs", "waiting_at_queue", "kv_usage_at_queue")
+
 
 @dataclass(frozen=True, slots=True)
 class RequestObservations:
@@ -60,17 +62,9 @@ def request_observations(requests: pa.Table, jobs: pa.Table, steps: pa.Table, ca
     frame = frame.dropna(subset=["t_arrived_ns", "t_queued_ns", "t_first_scheduled_ns", "t_finished_ns"])
     frame = frame.reset_index(drop=True)
     inside = (frame.t_finished_ns - frame.t_arrived_ns) / NS_PER_US
-    columns = (
-        "prompt_tokens",
-        "output_tokens",
-        "max_model_len",
-        "max_num_seqs",
-        "waiting_at_queue",
-        "kv_usage_at_queue",
-    )
     return RequestObservations(
         job_id=tuple(frame.job_id),
-        **{name: _floats(frame[name]) for name in columns},
+        **{name: _floats(frame[name]) for name in _COPIED},
         recent_preemptions=_recent_preemptions(frame, steps),
         kv_read_us=_kv_read_us(frame, catalog),
         arrival_to_queued_us=_floats((frame.t_queued_ns - frame.t_arrived_ns) / NS_PER_US),
@@ -80,7 +74,7 @@ def request_observations(requests: pa.Table, jobs: pa.Table, steps: pa.Table, ca
 
 
 def _floats(series: pd.Series[float]) -> FloatArray:
-    return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def _recent_preemptions(frame: pd.DataFrame, steps: pa.Table) -> FloatArray:
@@ -100,11 +94,13 @@ def _kv_read_us(frame: pd.DataFrame, catalog: Catalog) -> FloatArray:
     decoded = np.maximum(_floats(frame.output_tokens) - 1.0, 0.0)
     context = decoded * (_floats(frame.prompt_tokens) + 0.5 * (decoded + 1.0))
     places = frame[["model", "gpu", "tensor_parallel_size", "dtype"]]
-    rates = {place: _kv_us_per_token(*place, catalog) for place in set(places.itertuples(index=False, name=None))}
-    return context * np.array([rates[place] for place in places.itertuples(index=False, name=None)])
+    keys = list(places.itertuples(index=False, name=None))
+    rates = {key: _kv_us_per_token(key, catalog) for key in set(keys)}
+    return np.asarray(context * np.array([rates[key] for key in keys]))
 
 
-def _kv_us_per_token(model: str, gpu: str, tensor_parallel_size: int, dtype: str, catalog: Catalog) -> float:
+def _kv_us_per_token(key: tuple[str, str, int, str], catalog: Catalog) -> float:
+    model, gpu, tensor_parallel_size, dtype = key
     shard = geometry(catalog.resolve_model(model), tensor_parallel_size=tensor_parallel_size, dtype=dtype or "auto")
     bandwidth = catalog.resolve_gpu(gpu).datasheet.memory_bandwidth_tbps * BYTES_PER_US_PER_TBPS
     return shard.kv_bytes_per_token / bandwidth

@@ -1,4 +1,4 @@
-"""Labels that no hardware can reach: they mark a wrong clock, a wrong lag, a wrong unit or a with-sparsity datasheet."""
+"""Labels that no hardware can reach: a wrong clock, a wrong lag, a wrong unit or a with-sparsity datasheet."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def _refuse_invalid_jobs(
         return
     rows = np.flatnonzero(impossible & (index == worst))
     row = int(rows[np.argmin((observations.step_time_us / floor)[rows])])
+    place = observations.configurations[observations.configuration_index[row]]
     raise DataInvalidError(
-        f"job {jobs[worst]}: {share[worst]:.0%} of its steps are faster than light: {observations.step_time_us[row]:.1f} us"
-        f" where {observations.strings('gpu')[row]} needs at least {floor[row]:.1f} us for {observations.strings('model')[row]};"
+        f"job {jobs[worst]}: {share[worst]:.0%} of its steps are faster than light:"
+        f" {observations.step_time_us[row]:.1f} us where {place.model} on {place.gpu} needs at least {floor[row]:.1f} us;"
         " suspect the wrong clock (time inside schedule()), a lag of one step, milliseconds taken for microseconds, or a"
         " datasheet with with-sparsity TFLOPS"
     )

@@ -9,21 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 from srfa.coefficients import CoefficientBlock, FitConfig
-from srfa.features import Block
+from srfa.features import Block, Columns
 from srfa.fit.positive import fit_positive
 from srfa.requests import RequestObservations
 
 
 def alpha_features(requests: RequestObservations) -> Block:
     """Return ``[1, prompt tokens]``: hand-over and tokenisation."""
-    columns = {("intercept", "us"): 1.0, ("prompt_tokens", "tokens"): requests.prompt_tokens}
+    columns: Columns = {("intercept", "us"): 1.0, ("prompt_tokens", "tokens"): requests.prompt_tokens}
     return Block.of(columns, requests.n_requests)
 
 
 def queue_wait_features(requests: RequestObservations, config: FitConfig) -> Block:
     """Return ``[1, prompt/max_model_len, queue/max_num_seqs, kv over t1, kv over t2, preemptions/max_num_seqs]``."""
     low, high = config.kv_thresholds
-    columns = {
+    columns: Columns = {
         ("intercept", "us"): 1.0,
         ("prompt_share", "1"): requests.prompt_tokens / requests.max_model_len,
         ("queue_share", "1"): requests.waiting_at_queue / requests.max_num_seqs,

@@ -7,14 +7,14 @@ read]`` of Idea 5 are summed over a request's tokens.
 from __future__ import annotations
 
 from srfa.coefficients import CoefficientBlock
-from srfa.features import Block
+from srfa.features import Block, Columns
 from srfa.fit.positive import fit_positive
 from srfa.requests import RequestObservations
 
 
 def token_features(requests: RequestObservations) -> Block:
     """Return ``[output tokens, prefills (one a request), decode KV read time]``."""
-    columns = {
+    columns: Columns = {
         ("output_tokens", "tokens"): requests.output_tokens,
         ("prefills", "requests"): 1.0,
         ("decode_kv_read", "us"): requests.kv_read_us,
