@@ -1,0 +1,303 @@
+"""May these coefficients be published? Limits from a file, a verdict with a sentence for every rule.
+
+Always refused, whatever the limits say: a fit that did not converge, a fold that failed, more than single labels
+faster than light, a required split that is missing, and coverage the baseline had and the reports have lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from srfa.document import read_yaml
+from srfa.errors import GateFailed, InputError, LimitsError
+from srfa.folds import Split
+from srfa.metrics import Errors, JobError, mean_interval
+from srfa.specs import Spec
+from srfa.speed_of_light import TOLERATED_SHARE
+from srfa.validation_report import FoldReport, ValidationReport
+from srfa.wording import explain
+
+Rule = Literal[
+    "max_mape_pct",
+    "max_abs_bias_pct",
+    "max_p90_ape_pct",
+    "min_jobs",
+    "required_split",
+    "fold_failed",
+    "not_converged",
+    "speed_of_light",
+    "baseline_regression",
+    "lost_coverage",
+]
+
+
+class SplitLimits(Spec):
+    """What every held-out group of one split must keep to; None is no limit.
+
+    Parameters
+    ----------
+    required
+        The verdict is no where the split is missing or impossible.
+    min_jobs
+        Held-out jobs below which a fold proves nothing.
+    """
+
+    required: bool = True
+    max_mape_pct: PositiveFloat | None = None
+    max_abs_bias_pct: PositiveFloat | None = None
+    max_p90_ape_pct: PositiveFloat | None = None
+    min_jobs: PositiveInt = 1
+
+
+class BaselineLimits(Spec):
+    """How much worse than the baseline a fold may be.
+
+    Parameters
+    ----------
+    max_regression_pct_points
+        Rise of a fold's MAPE that is tolerated, in percentage points.
+    confidence
+        Where both reports know the errors of at least two common jobs, a rise also has to be significant: the lower
+        end of this two-sided interval (paired bootstrap over jobs) lies above 0.
+    """
+
+    max_regression_pct_points: float = Field(default=1.0, ge=0)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class Limits(Spec):
+    """A limits file."""
+
+    schema_version: Literal[1] = 1
+    splits: dict[Split, SplitLimits] = Field(min_length=1)
+    baseline: BaselineLimits = BaselineLimits()
+
+
+class Finding(Spec):
+    """One rule applied to one fold (or to a whole split, where ``held_out`` is empty)."""
+
+    rule: Rule
+    split: str
+    held_out: str
+    value: float | None
+    limit: float | None
+    passed: bool
+    sentence: str
+
+
+class GateDecision(Spec):
+    """The verdict with every rule that was looked at."""
+
+    passed: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        """The findings that say no."""
+        return tuple(finding for finding in self.findings if not finding.passed)
+
+    def require_passed(self) -> None:
+        """Do nothing where the verdict is yes.
+
+        Raises
+        ------
+        GateFailed
+            The verdict is no; the text has a sentence for every broken rule.
+        """
+        if not self.passed:
+            raise GateFailed("gate failed:\n" + "\n".join(f"  {finding.sentence}" for finding in self.broken))
+
+
+def check_gate(
+    reports: Sequence[ValidationReport], limits: Limits, baseline: Sequence[ValidationReport] | None = None
+) -> GateDecision:
+    """Judge reports by limits and, where one is given, by a baseline.
+
+    Splits that carry no limits are judged by the rules that always hold alone.
+
+    Raises
+    ------
+    InputError
+        The reports hold one split twice, or belong to different estimators.
+    """
+    by_split = _by_split(reports)
+    findings = [
+        *_required(by_split, limits),
+        *(finding for report in reports for finding in _sound(report)),
+        *(finding for report in reports for finding in _within(report, limits.splits.get(report.split))),
+        *_against(by_split, _by_split(baseline or ()), limits.baseline),
+    ]
+    return GateDecision(passed=all(finding.passed for finding in findings), findings=tuple(findings))
+
+
+def load_limits(path: Path) -> Limits:
+    """Read a limits file (YAML).
+
+    Raises
+    ------
+    LimitsError
+        The file is missing or malformed; each finding names file, line, key, value and expectation.
+    """
+    document = read_yaml(path, LimitsError)
+    try:
+        return Limits.model_validate(document.data)
+    except ValidationError as error:
+        findings = [f"{document.place(item['loc'])}: {explain(item, Limits)}" for item in error.errors()]
+        raise LimitsError("\n".join(findings)) from error
+
+
+def _by_split(reports: Iterable[ValidationReport]) -> dict[str, ValidationReport]:
+    by_split: dict[str, ValidationReport] = {}
+    for report in reports:
+        if report.split in by_split:
+            raise InputError(f"two reports of split {report.split}; give each split once")
+        by_split[report.split] = report
+    if len(estimators := {report.estimator for report in by_split.values()}) > 1:
+        raise InputError(f"reports of different estimators ({', '.join(sorted(estimators))}); gate one at a time")
+    return by_split
+
+
+def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator[Finding]:
+    for split, limit in limits.splits.items():
+        if not limit.required:
+            continue
+        report = by_split.get(split)
+        if report is None:
+            reason = f"{split} is required and was not validated; run 'srfa validate --split {split}'"
+        else:
+            reason = f"{split} is required: {report.impossible}" if report.impossible else ""
+        yield _finding("required_split", split, "", passed=not reason, sentence=reason or f"{split} is there")
+
+
+def _sound(report: ValidationReport) -> Iterator[Finding]:
+    """Yield what must hold whatever the limits are."""
+    yield _obeys_light(report)
+    for fold in report.folds:
+        where = f"{report.split}, {fold.held_out} held out"
+        if fold.failure:
+            yield _finding(
+                "fold_failed", report.split, fold.held_out, passed=False, sentence=f"{where}: {fold.failure}"
+            )
+            continue
+        ended = "converged" if fold.converged else "did not converge"
+        yield _finding(
+            "not_converged",
+            report.split,
+            fold.held_out,
+            passed=fold.converged,
+            sentence=f"{where}: the fit {ended} ({fold.message})",
+        )
+
+
+def _obeys_light(report: ValidationReport) -> Finding:
+    left_out, total = report.n_impossible_labels, report.n_steps + report.n_impossible_labels
+    limit = TOLERATED_SHARE * total
+    return _finding(
+        "speed_of_light",
+        report.split,
+        "",
+        value=left_out,
+        limit=limit,
+        passed=left_out <= limit,
+        sentence=f"{report.split}: {left_out} of {total} labels undercut the speed of light; {limit:g} are tolerated",
+    )
+
+
+def _within(report: ValidationReport, limits: SplitLimits | None) -> Iterator[Finding]:
+    for fold in report.folds:
+        if limits is None or fold.errors is None:
+            continue
+        errors = fold.errors
+        yield _at_most(report, fold, "max_mape_pct", errors.mape_pct, limits.max_mape_pct)
+        yield _at_most(report, fold, "max_abs_bias_pct", abs(errors.bias_pct), limits.max_abs_bias_pct)
+        yield _at_most(report, fold, "max_p90_ape_pct", errors.p90_ape_pct, limits.max_p90_ape_pct)
+        yield _enough_jobs(report, fold, errors, limits.min_jobs)
+
+
+_MEASURE = {"max_mape_pct": "MAPE", "max_abs_bias_pct": "absolute bias", "max_p90_ape_pct": "P90 APE"}
+
+
+def _at_most(report: ValidationReport, fold: FoldReport, rule: Rule, value: float, limit: float | None) -> Finding:
+    passed = limit is None or value <= limit
+    against = "no limit" if limit is None else f"limit {limit:g} %"
+    relation = "within" if passed else "above"
+    sentence = f"{report.split}, {fold.held_out} held out: {_MEASURE[rule]} {value:.1f} % is {relation} the {against}"
+    if limit is None:
+        sentence = f"{report.split}, {fold.held_out} held out: {_MEASURE[rule]} {value:.1f} % (no limit)"
+    return _finding(rule, report.split, fold.held_out, value=value, limit=limit, passed=passed, sentence=sentence)
+
+
+def _enough_jobs(report: ValidationReport, fold: FoldReport, errors: Errors, least: int) -> Finding:
+    passed = errors.n_jobs >= least
+    sentence = (
+        f"{report.split}, {fold.held_out} held out: {errors.n_jobs} job(s), "
+        f"{'enough' if passed else 'too few to prove anything'} for the limit of {least}"
+    )
+    return _finding(
+        "min_jobs", report.split, fold.held_out, value=errors.n_jobs, limit=least, passed=passed, sentence=sentence
+    )
+
+
+def _against(
+    by_split: dict[str, ValidationReport], baseline: dict[str, ValidationReport], limits: BaselineLimits
+) -> Iterator[Finding]:
+    for split, before in baseline.items():
+        now = {fold.held_out: fold for fold in by_split[split].folds} if split in by_split else {}
+        for old in before.folds:
+            if old.errors is None:
+                continue
+            new = now.get(old.held_out)
+            if new is None or new.errors is None:
+                sentence = f"{split}, {old.held_out} held out: measured in the baseline, missing now"
+                yield _finding("lost_coverage", split, old.held_out, passed=False, sentence=sentence)
+            else:
+                yield _regression(split, old, old.errors, new, new.errors, limits)
+
+
+def _regression(
+    split: str, old: FoldReport, old_errors: Errors, new: FoldReport, new_errors: Errors, limits: BaselineLimits
+) -> Finding:
+    rise = new_errors.mape_pct - old_errors.mape_pct
+    surely = _sure_rise(old.jobs, new.jobs, limits.confidence)
+    passed = rise <= limits.max_regression_pct_points or (surely is not None and surely <= 0)
+    certainty = "" if surely is None else f", at least {surely:+.2f} points at {limits.confidence:.0%} confidence"
+    return _finding(
+        "baseline_regression",
+        split,
+        old.held_out,
+        value=rise,
+        limit=limits.max_regression_pct_points,
+        passed=passed,
+        sentence=(
+            f"{split}, {old.held_out} held out: MAPE {old_errors.mape_pct:.1f} -> {new_errors.mape_pct:.1f} %"
+            f" ({rise:+.2f} points{certainty}); {limits.max_regression_pct_points:g} points are tolerated"
+        ),
+    )
+
+
+def _sure_rise(old: Iterable[JobError], new: Iterable[JobError], confidence: float) -> float | None:
+    """Return the lower end of the rise in MAPE over the jobs both know; None where they share fewer than two."""
+    before = {job.job_id: job for job in old}
+    shared = [(before[job.job_id], job) for job in new if job.job_id in before]
+    rises = [now.mape_pct - then.mape_pct for then, now in shared]
+    interval = mean_interval(rises, [now.n_steps for _, now in shared], confidence=confidence)
+    return interval.low if interval else None
+
+
+def _finding(
+    rule: Rule,
+    split: str,
+    held_out: str,
+    *,
+    passed: bool,
+    sentence: str,
+    value: float | None = None,
+    limit: float | None = None,
+) -> Finding:
+    return Finding(
+        rule=rule, split=split, held_out=held_out, value=value, limit=limit, passed=passed, sentence=sentence
+    )

@@ -1,0 +1,122 @@
+"""What a cross-validation found, as a file: ``report.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from srfa.coefficients import FitConfig, FoldSummary, Provenance
+from srfa.errors import InputError
+from srfa.folds import Split
+from srfa.metrics import Errors, JobError
+from srfa.specs import Spec
+
+
+class Partition(Spec):
+    """The errors of a part of a fold, so that errors of opposite sign cannot cancel unseen."""
+
+    kind: Literal["workload", "model", "gpu", "phase"]
+    name: str
+    errors: Errors
+
+
+class FoldReport(Spec):
+    """One held-out group.
+
+    Parameters
+    ----------
+    n_shared_jobs
+        Job ids with steps on both sides: imported jobs that span several of the groups.
+    errors
+        None where the fold failed.
+    failure
+        Why there is no prediction; empty where there is one.
+    converged, message
+        How the fit on the other groups ended.
+    at_bound
+        Coefficients of that fit which ended on a bound, as ``block.name``.
+    """
+
+    held_out: str
+    n_train_steps: int
+    n_train_jobs: int
+    n_shared_jobs: int = 0
+    errors: Errors | None
+    failure: str = ""
+    converged: bool
+    message: str
+    at_bound: tuple[str, ...] = ()
+    partitions: tuple[Partition, ...] = ()
+    jobs: tuple[JobError, ...] = ()
+
+
+class ValidationReport(Spec):
+    """One estimator on one split.
+
+    Parameters
+    ----------
+    impossible
+        Why the split has no folds; empty where it has.
+    pooled
+        The errors over all held-out steps together; None where no fold succeeded.
+    n_impossible_labels
+        Steps left out because their label undercuts the speed of light.
+    """
+
+    schema_version: Literal[1] = 1
+    estimator: str
+    split: Split
+    config: FitConfig
+    n_steps: int
+    n_jobs: int
+    n_impossible_labels: int = 0
+    impossible: str = ""
+    pooled: Errors | None
+    folds: tuple[FoldReport, ...]
+    provenance: Provenance = Provenance()
+
+
+class ReportFile(Spec):
+    """``report.json``: the reports of one or more splits."""
+
+    schema_version: Literal[1] = 1
+    reports: tuple[ValidationReport, ...]
+
+
+def fold_summaries(report: ValidationReport) -> tuple[FoldSummary, ...]:
+    """Return the report in the short form that travels with coefficients; failed folds are not in it."""
+    return tuple(
+        FoldSummary(
+            split=report.split, held_out=fold.held_out, n_steps=fold.errors.n_steps, mape_pct=fold.errors.mape_pct
+        )
+        for fold in report.folds
+        if fold.errors
+    )
+
+
+def write_reports(reports: tuple[ValidationReport, ...], path: Path) -> None:
+    """Write ``report.json`` under a temporary name and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(ReportFile(reports=reports).model_dump_json(indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_reports(path: Path) -> tuple[ValidationReport, ...]:
+    """Read ``report.json``.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not JSON, or has an unknown, missing or malformed field.
+    """
+    try:
+        return ReportFile.model_validate_json(path.read_text()).reports
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa validate'") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with 'srfa validate'") from error
