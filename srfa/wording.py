@@ -25,22 +25,27 @@ _EXPECTATIONS: Final = {
     "bool_type": "should be true or false",
     "string_type": "should be text",
     "none_required": "should be null",
+    "too_short": "holds too few items; add one",
 }
 
 
 def unknown(kind: str, value: object, known: Iterable[str]) -> str:
-    """Say that ``value`` is no known ``kind``, with all that are known and the nearest of them.
+    """Say that ``value`` is no known ``kind``, with the nearest that is known and the list of all.
 
     >>> unknown("GPU", "h10", ["h100", "l4"])
-    "unknown GPU 'h10' (known: h100, l4); did you mean 'h100'?"
+    "unknown GPU 'h10'; did you mean 'h100'? Known: h100, l4"
     """
     names = sorted(known)
-    return f"unknown {kind} {value!r} (known: {', '.join(names) or 'none'}){did_you_mean(value, names)}"
+    return f"unknown {kind} {value!r}{did_you_mean(value, names) or '.'} Known: {', '.join(names) or 'none'}"
 
 
 def did_you_mean(value: object, known: Sequence[str]) -> str:
-    """Return ``; did you mean 'x'?`` with the nearest of ``known``, or nothing where none is near."""
-    by_folded = {name.casefold(): name for name in known}
+    """Return ``; did you mean 'x'?`` with the nearest of ``known``, or nothing where none is near.
+
+    A name with a slash is compared as a whole and by its last part.
+    """
+    by_folded = {name.rpartition("/")[2].casefold(): name for name in known}
+    by_folded |= {name.casefold(): name for name in known}
     near = difflib.get_close_matches(str(value).casefold(), by_folded, n=1, cutoff=0.5)
     return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
 
@@ -67,6 +72,8 @@ def explain(details: ErrorDetails, spec: type[BaseModel]) -> str:
 
 
 def _expectation(details: ErrorDetails) -> str:
+    if details["type"] == "string_type" and isinstance(details["input"], int | float):
+        return "should be text; put it in quotes"
     if details["type"] in _EXPECTATIONS:
         return _EXPECTATIONS[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
