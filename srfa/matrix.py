@@ -91,6 +91,8 @@ class _Expander:
     _engines: dict[tuple[tuple[str, object], ...], EngineArgs] = field(default_factory=dict)
     _interned: dict[EngineArgs, EngineArgs] = field(default_factory=dict)
     _servers: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
+    _models: dict[str, ModelSpec] = field(default_factory=dict)
+    _gpus: dict[str, GpuSpec] = field(default_factory=dict)
     _rules: tuple[_Rule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -141,9 +143,13 @@ class _Expander:
         for part in parts:
             fields.update(part)
         model, gpu, workload = (fields.pop(name) for name in CELL_FIELDS)
+        if model not in self._models:
+            self._models[model] = self.catalog.resolve_model(model)
+        if gpu not in self._gpus:
+            self._gpus[gpu] = self.catalog.resolve_gpu(gpu)
         return _Cell(
-            model=self.catalog.resolve_model(model),
-            gpu=self.catalog.resolve_gpu(gpu),
+            model=self._models[model],
+            gpu=self._gpus[gpu],
             workload=self.matrix.workloads[workload],
             engine=self._engine(fields),
         )

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 SHAREGPT_LONGEST_TOKENS: Final = 2048
 """``vllm bench serve`` drops ShareGPT conversations above this (``is_valid_sequence`` in its datasets module)."""
 
@@ -290,5 +291,4 @@ def content_id(document: object) -> str:
     >>> content_id({"b": 1, "a": 2}) == content_id({"a": 2, "b": 1})
     True
     """
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(_CANONICAL.encode(document).encode()).hexdigest()[:12]
