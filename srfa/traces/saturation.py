@@ -1,0 +1,89 @@
+"""Data gates about load: failed requests, and queues that only grow.
+
+A closed loop (an infinite request rate) fills the engine on purpose: only open-loop jobs are held to the queue rules.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srfa.specs import Workload
+from srfa.traces.client import ClientResult
+from srfa.traces.findings import GateFinding, JobData
+
+MOST_FAILED_RATIO: Final = 0.01
+LITTLE_TOLERANCE: Final = 0.1
+MOST_EDGE_RATIO: Final = 0.1
+"""How much of the end of a run the rule ``little_law`` explains away at most."""
+GROWTH_TOLERANCE: Final = 0.1
+_CLOSED_LOOP: Final = "closed loop: the queue is part of the workload"
+
+
+def check_failures(client: ClientResult, workload: Workload) -> GateFinding:
+    """Rule ``failed_requests``: at most 1 % of the requests asked for failed or were never sent."""
+    asked = max(workload.num_prompts, client.succeeded.size)
+    failed = asked - int(client.succeeded.sum())
+    first = next((error for error in client.errors if error), "")
+    sentence = f"{failed} of {asked} requests failed" + (f", the first with {first.strip()[-200:]!r}" if first else "")
+    return GateFinding.at_most("failed_requests", failed / asked, MOST_FAILED_RATIO, sentence)
+
+
+def check_little_law(data: JobData, workload: Workload) -> GateFinding:
+    """Rule ``little_law``: arrival rate x mean time in system = mean number in system, within 10 %.
+
+    Over the span of the arrivals both sides count the same requests; they differ by the time spent after the last
+    arrival. At a load of ``rho`` times what the engine can serve that is ``1 - 1/rho`` of all time. A steady run's end
+    explains ``E[w^2] / (2 E[w] T)``, with ``w`` the time in system of the first half of the arrivals and ``T`` the
+    span: that much is allowed on top of the 10 %, up to another 10 %.
+    """
+    queued_us, finished_us = _stays(data)
+    span = float(np.ptp(queued_us)) if queued_us.size else 0.0
+    if math.isinf(workload.request_rate) or span <= 0:
+        reason = _CLOSED_LOOP if math.isinf(workload.request_rate) else "fewer than two arrivals"
+        return GateFinding("little_law", True, 0.0, LITTLE_TOLERANCE, reason)
+    stay = finished_us - queued_us
+    within = np.minimum(finished_us, queued_us.max()) - queued_us
+    early = np.sort(queued_us)[queued_us.size // 2]
+    edge = _edge_ratio(stay[queued_us <= early], span)
+    missing = 1.0 - float(within.sum() / stay.sum())
+    sentence = (
+        f"arrival rate x mean time in system is {stay.sum() / span:.3g}, mean in system {within.sum() / span:.3g}; "
+        "a lower request_rate lets the engine keep up"
+    )
+    return GateFinding.at_most("little_law", missing, LITTLE_TOLERANCE + edge, sentence)
+
+
+def check_queue_growth(data: JobData, workload: Workload) -> GateFinding:
+    """Rule ``queue_growth``: while requests arrive, the queue of the last third is not longer than that of the first.
+
+    Allowed is growth by one request or by 10 % of the mean number in the engine, whichever is more.
+    """
+    queued_us, _ = _stays(data)
+    if math.isinf(workload.request_rate) or queued_us.size < 2:
+        return GateFinding("queue_growth", True, 0.0, 1.0, _CLOSED_LOOP)
+    start = data.steps["t_schedule_start_ns"].to_numpy()
+    arriving = (start >= queued_us.min()) & (start <= queued_us.max())
+    waiting = data.steps["waiting_depth"].to_numpy()[arriving].astype(np.float64)
+    running = data.steps["running_depth"].to_numpy()[arriving]
+    if waiting.size < 3:
+        return GateFinding("queue_growth", True, 0.0, 1.0, "fewer than three steps while requests arrived")
+    third = waiting.size // 3
+    first, last = float(waiting[:third].mean()), float(waiting[-third:].mean())
+    limit = max(1.0, GROWTH_TOLERANCE * float((waiting + running).mean()))
+    sentence = f"{first:.3g} requests waited in the first third, {last:.3g} in the last; lower request_rate if it grows"
+    return GateFinding.at_most("queue_growth", last - first, limit, sentence)
+
+
+def _stays(data: JobData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return when each request that has both was queued and finished, nanoseconds."""
+    times = [data.requests[name].to_numpy().astype(np.float64) for name in ("t_queued_ns", "t_finished_ns")]
+    known = ~np.isnan(times[0]) & ~np.isnan(times[1])
+    return times[0][known], times[1][known]
+
+
+def _edge_ratio(stay: NDArray[np.float64], span: float) -> float:
+    return min(MOST_EDGE_RATIO, float((stay**2).sum() / (2 * stay.sum() * span)))
