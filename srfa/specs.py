@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+_SERVER_FIELDS: Final = ("engine", "engine_version", "gpu", "image", "model")
 SHAREGPT_LONGEST_TOKENS: Final = 2048
 """``vllm bench serve`` drops ShareGPT conversations above this (``is_valid_sequence`` in its datasets module)."""
 
@@ -221,13 +224,12 @@ class BenchmarkJob(Spec):
     @property
     def job_id(self) -> str:
         """First 12 hex digits of sha256 over the job's canonical JSON: everything that changes the measurement."""
-        return content_id(self.model_dump(mode="json"))
+        return _digest(_canonical_fields(self, sorted(BenchmarkJob.model_fields)))
 
     @property
     def group_id(self) -> str:
         """The same over what one server start needs; jobs that share it share the start."""
-        server = self.model_dump(mode="json", include={"model", "gpu", "engine", "engine_version", "image"})
-        return content_id(server)
+        return _digest(_canonical_fields(self, _SERVER_FIELDS))
 
 
 class EngineGroup(Spec):
@@ -291,4 +293,20 @@ def content_id(document: object) -> str:
     >>> content_id({"b": 1, "a": 2}) == content_id({"a": 2, "b": 1})
     True
     """
-    return hashlib.sha256(_CANONICAL.encode(document).encode()).hexdigest()[:12]
+    return _digest(_CANONICAL.encode(document))
+
+
+def _digest(canonical: str) -> str:
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _canonical_fields(job: BenchmarkJob, names: Sequence[str]) -> str:
+    """Canonical JSON of some fields, named in sorted order; thousands of jobs share their engine and workload."""
+    values = ((name, getattr(job, name)) for name in names)
+    texts = (f'"{name}":{_canonical(v) if isinstance(v, Spec) else _CANONICAL.encode(v)}' for name, v in values)
+    return f"{{{','.join(texts)}}}"
+
+
+@lru_cache(maxsize=4096)
+def _canonical(spec: Spec) -> str:
+    return _CANONICAL.encode(spec.model_dump(mode="json"))
