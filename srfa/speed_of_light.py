@@ -40,9 +40,9 @@ def _refuse_invalid_jobs(
     rows = np.flatnonzero(impossible & (index == worst))
     row = int(rows[np.argmin((observations.step_time_us / floor)[rows])])
     place = observations.configurations[observations.configuration_index[row]]
+    label, least = observations.step_time_us[row], floor[row]
     raise DataInvalidError(
         f"job {jobs[worst]}: {share[worst]:.0%} of its steps are faster than light:"
-        f" {observations.step_time_us[row]:.1f} us where {place.model} on {place.gpu} needs at least {floor[row]:.1f} us;"
-        " suspect the wrong clock (time inside schedule()), a lag of one step, milliseconds taken for microseconds, or a"
-        " datasheet with with-sparsity TFLOPS"
+        f" {label:.1f} us where {place.model} on {place.gpu} needs at least {least:.1f} us; suspect the wrong clock (time"
+        " inside schedule()), a lag of one step, a wrong unit, or a datasheet with with-sparsity TFLOPS"
     )

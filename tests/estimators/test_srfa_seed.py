@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+
+from srfa.coefficients import FitConfig, read_coefficients, write_coefficients
+from srfa.errors import CoefficientsError, FitError
+from srfa.estimators import estimator_named
+from srfa.features import FeatureMatrix
+from tests.steps import catalog, observations, random_steps, step
+
+CATALOG = catalog()
+SEED = estimator_named("srfa-seed")
+QUICK = FitConfig(lambda_gamma=(1e-7,), lambda_beta=(1e-7,), huber_delta=(0.1,), winsorise_quantile=1.0)
+
+
+def features_of(rows) -> FeatureMatrix:
+    return SEED.features(observations(rows), CATALOG)
+
+
+def relabelled(features: FeatureMatrix, labels) -> FeatureMatrix:
+    return FeatureMatrix(features.blocks, labels, features.jobs, features.job_index, features.step_index)
+
+
+def test_the_alignment_table_has_its_features_in_order():
+    blocks = features_of(random_steps(4)).blocks
+    assert blocks["fixed"].names == ("intercept", "tp_communication", "ep_communication", "base_overhead")
+    assert blocks["compute"].names == (
+        "intercept", "prefill_time", "decode_time", "kv_read_time", "log_batch", "log_longest_sequence", "mixed_batch",
+    )  # fmt: skip
+
+
+def test_features_of_one_step_by_hand():
+    row = step(
+        prefill_new_tokens=[10], prefill_context_tokens=[90], decode_context_tokens=[50, 60, 70], tensor_parallel_size=1
+    )
+    block = features_of([row]).blocks["compute"]
+    compute = dict(zip(block.names, block.values[0], strict=True))
+    assert compute["log_batch"] == pytest.approx(np.log(5))
+    assert compute["log_longest_sequence"] == pytest.approx(np.log(101))
+    assert compute["mixed_batch"] == pytest.approx(1 / 4 * 3 / 4)
+    facts = CATALOG.resolve_gpu("h100-sxm-80gb")
+    kv_bytes = 180 * 2 * 8 * 128 * 2 * 32
+    rate = facts.datasheet.memory_bandwidth_tbps * 1e6 * facts.calibration.bandwidth_efficiency
+    assert compute["kv_read_time"] == pytest.approx(kv_bytes / rate)
+
+
+def test_communication_costs_nothing_on_one_gpu_and_moe_overhead_nothing_in_a_dense_model():
+    blocks = features_of([step()]).blocks
+    assert blocks["fixed"].values[0, 1:3].tolist() == [0.0, 0.0]
+    assert blocks["moe"].values[0, 0] == 0.0
+
+
+def planted_labels(features: FeatureMatrix):
+    """Step times made by the formula itself, written out: overheads plus softplus of compute."""
+    linear = features.blocks["fixed"].values @ [500.0, 0.5, 0.0, 1.0] + 2.0 * features.blocks["moe"].values[:, 0]
+    compute = features.blocks["compute"].values @ [1_000.0, 1.3, 0.8, 1.1, 300.0, 100.0, 2_000.0]
+    return linear + 5_000.0 * np.logaddexp(0.0, compute / 5_000.0)
+
+
+def test_planted_coefficients_predict_unseen_steps():
+    features = features_of(random_steps(600))
+    planted = relabelled(features, planted_labels(features))
+    learned = SEED.fit(planted.take(np.arange(400)), QUICK)
+    unseen = planted.take(np.arange(400, 600))
+    error = np.abs(SEED.predict(learned, unseen) / unseen.step_time_us - 1)
+    assert np.mean(error) < 0.01
+    assert learned.converged
+    assert learned.blocks["moe"].values[0] == pytest.approx(2.0, rel=0.2)
+
+
+def test_without_moe_data_the_imbalance_stays_neutral():
+    features = features_of(random_steps(60, model="meta-llama/Llama-3.1-8B"))
+    learned = SEED.fit(features, QUICK)
+    assert learned.blocks["moe"].values == (1.0,)
+    assert learned.blocks["moe"].at_bound == (True,)
+
+
+def test_overheads_are_never_negative_and_predictions_always_positive():
+    features = features_of(random_steps(300, seed=5))
+    learned = SEED.fit(features, QUICK)
+    assert min(learned.blocks["fixed"].values) >= 0
+    assert (SEED.predict(learned, features) > 0).all()
+
+
+def test_permuting_steps_changes_nothing():
+    features = features_of(random_steps(200))
+    order = np.random.default_rng(0).permutation(200)
+    one, other = SEED.fit(features, QUICK), SEED.fit(features.take(order), QUICK)
+    assert SEED.predict(one, features) == pytest.approx(SEED.predict(other, features), rel=1e-3)
+
+
+def test_outliers_are_cut_to_the_quantile_of_their_own_job():
+    dense = {"model": "meta-llama/Llama-3.1-8B", "step_time_us": 10_000.0}
+    features = features_of(random_steps(400, **dense))
+    labels = features.step_time_us.copy()
+    labels[0] = 1e9
+    learned = SEED.fit(relabelled(features, labels), QUICK.model_copy(update={"winsorise_quantile": 0.9}))
+    assert SEED.predict(learned, features) == pytest.approx(np.full(400, 10_000.0), rel=0.05)
+
+
+def test_warm_up_steps_of_every_job_are_dropped():
+    features = features_of(random_steps(100))
+    with pytest.raises(FitError, match="0 steps are left to fit"):
+        SEED.fit(features, FitConfig(warmup_steps=10))
+
+
+def test_coefficients_survive_the_file_bit_for_bit(tmp_path):
+    features = features_of(random_steps(100))
+    learned = SEED.fit(features, QUICK)
+    write_coefficients(learned, tmp_path / "c.json")
+    again = read_coefficients(tmp_path / "c.json")
+    assert SEED.predict(again, features).tolist() == SEED.predict(learned, features).tolist()
+
+
+def test_an_unknown_field_in_the_file_is_refused_by_name(tmp_path):
+    learned = SEED.fit(features_of(random_steps(100)), QUICK)
+    write_coefficients(learned, tmp_path / "c.json")
+    text = (tmp_path / "c.json").read_text().replace('"converged"', '"convergd": true, "converged"')
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(CoefficientsError, match="convergd"):
+        read_coefficients(tmp_path / "c.json")
+
+
+def test_coefficients_of_another_feature_set_are_refused():
+    features = features_of(random_steps(100))
+    learned = SEED.fit(features, QUICK)
+    fewer = {name: block for name, block in learned.blocks.items() if name != "compute"}
+    with pytest.raises(CoefficientsError, match="block 'compute' has no features"):
+        SEED.predict(learned.model_copy(update={"blocks": fewer}), features)

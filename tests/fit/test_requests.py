@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from srfa.coefficients import FitConfig
+from srfa.errors import FitError
+from srfa.fit.queue import fit_queue, queue_wait_features
+from srfa.fit.token import fit_token
+from srfa.requests import RequestObservations
+
+
+def requests(seed: int = 0, n: int = 500, **changes) -> RequestObservations:
+    rng = np.random.default_rng(seed)
+    columns = {
+        "job_id": ("job",) * n,
+        "prompt_tokens": rng.integers(1, 4000, n).astype(float),
+        "output_tokens": rng.integers(1, 500, n).astype(float),
+        "max_model_len": np.full(n, 8192.0),
+        "max_num_seqs": np.full(n, 64.0),
+        "waiting_at_queue": rng.integers(0, 128, n).astype(float),
+        "kv_usage_at_queue": rng.uniform(0, 1, n),
+        "recent_preemptions": rng.integers(0, 8, n).astype(float),
+        "kv_read_us": rng.uniform(0, 100_000, n),
+        "arrival_to_queued_us": np.zeros(n),
+        "queue_wait_us": np.zeros(n),
+        "outside_us": np.zeros(n),
+    }
+    return RequestObservations(**(columns | changes))
+
+
+def test_planted_queueing_costs_are_recovered_under_outliers():
+    drawn = requests()
+    truth = np.array([50.0, 2_000.0, 30_000.0, 0.0, 90_000.0, 400_000.0])
+    config = FitConfig()
+    wait = queue_wait_features(drawn, config).values @ truth
+    wait[::25] += 5e6
+    arrival = 300.0 + 0.5 * drawn.prompt_tokens
+    blocks = fit_queue(requests(arrival_to_queued_us=arrival, queue_wait_us=wait), config)
+    assert blocks["alpha"]["prompt_tokens"] == pytest.approx(0.5, rel=0.02)
+    assert blocks["alpha"]["intercept"] == pytest.approx(300.0, rel=0.05)
+    assert blocks["queue_wait"]["queue_share"] == pytest.approx(30_000.0, rel=0.15)
+    assert blocks["queue_wait"]["recent_preemptions"] == pytest.approx(400_000.0, rel=0.15)
+
+
+def test_thresholds_of_kv_pressure_are_configurable_and_named():
+    block = queue_wait_features(requests(), FitConfig(kv_thresholds=(0.5, 0.8)))
+    assert block.names[3:5] == ("kv_over_0.5", "kv_over_0.8")
+    assert block.values[:, 3].max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_cost_that_would_be_negative_ends_at_its_bound():
+    drawn = requests()
+    blocks = fit_queue(requests(arrival_to_queued_us=5_000.0 - drawn.prompt_tokens), FitConfig())
+    assert blocks["alpha"].at_bound[1]
+    assert blocks["alpha"]["prompt_tokens"] == 0.0
+
+
+def test_the_token_model_recovers_its_cost_a_token():
+    drawn = requests()
+    outside = 40.0 * drawn.output_tokens + 900.0
+    block = fit_token(requests(outside_us=outside))["alpha_token"]
+    assert block["output_tokens"] == pytest.approx(40.0, rel=0.05)
+    assert block["prefills"] == pytest.approx(900.0, rel=0.1)
+
+
+def test_requests_without_the_clients_view_are_a_named_error():
+    with pytest.raises(FitError, match="alpha_token: 0 usable requests for 3 coefficients"):
+        fit_token(requests(outside_us=np.full(500, np.nan)))
