@@ -1,0 +1,234 @@
+"""What people look at: verdict first, then folds, what is behind them, coefficients, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from srfa.blis import BlisProjection
+from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
+from srfa.gate import GateDecision
+from srfa.metrics import Errors
+from srfa.page import Grid, Page, Section
+from srfa.specs import JobOutcome, Skipped
+from srfa.validation_report import FoldReport, ValidationReport
+
+FOLD_HEADS = ("held out", "steps", "jobs", "MAPE %", "95 % interval", "median %", "P90 %", "bias %", "MAE us", "fit")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything a report can show; what is absent is left out of it.
+
+    Parameters
+    ----------
+    skipped, outcomes
+        Cells of the matrix that were not run, and how the jobs that were run ended.
+    figures
+        Names of pictures that lie beside the report.
+    """
+
+    reports: tuple[ValidationReport, ...]
+    coefficients: Coefficients | None = None
+    decision: GateDecision | None = None
+    projection: BlisProjection | None = None
+    skipped: tuple[Skipped, ...] = ()
+    outcomes: tuple[JobOutcome, ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+def report_page(findings: Findings) -> Page:
+    """Return the report as a page; :mod:`srfa.page` writes it as Markdown or HTML."""
+    estimator = findings.reports[0].estimator if findings.reports else "no estimator"
+    return Page(f"Validation of {estimator}", tuple(_sections(findings)))
+
+
+def fold_rows(report: ValidationReport) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a fold, under :data:`FOLD_HEADS`."""
+    return tuple(_fold_row(fold) for fold in report.folds)
+
+
+def coefficient_rows(coefficients: Coefficients) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a coefficient: block, name, value, unit, at bound."""
+    return tuple(row for name, block in coefficients.blocks.items() for row in _block_rows(name, block))
+
+
+COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "at bound")
+
+
+def _sections(findings: Findings) -> Iterator[Section]:
+    if findings.decision:
+        yield _verdict(findings.decision)
+    for report in findings.reports:
+        yield _folds(report)
+    for report in findings.reports:
+        if report.folds:
+            yield _partitions(report)
+    if findings.coefficients:
+        yield _coefficients(findings.coefficients)
+        yield _identifiability(findings.coefficients, findings.reports)
+    if findings.projection:
+        yield _projection(findings.projection)
+    yield _left_out(findings)
+    for figure in findings.figures:
+        yield Section(figure.removesuffix(".png").capitalize(), figure=figure)
+    if findings.coefficients:
+        yield _provenance(findings.coefficients.provenance)
+
+
+def _verdict(decision: GateDecision) -> Section:
+    n_rules, broken = len(decision.findings), decision.broken
+    if decision.passed:
+        return Section("Verdict: passed", (f"All {n_rules} rules hold.",))
+    sentence = f"{len(broken)} of {n_rules} rules are broken; these coefficients are not to be published as the latest."
+    return Section("Verdict: failed", (sentence,), tuple(finding.sentence for finding in broken))
+
+
+def _folds(report: ValidationReport) -> Section:
+    heading = f"Folds: {report.split}"
+    if report.impossible:
+        return Section(heading, (f"Not possible: {report.impossible}.",))
+    sentences = [f"{report.n_steps} steps of {report.n_jobs} jobs; each row was predicted by a fit that never saw it."]
+    if report.pooled:
+        sentences.append(f"All held-out steps together: {_short(report.pooled)}.")
+    if shared := max((fold.n_shared_jobs for fold in report.folds), default=0):
+        sentences.append(
+            f"{shared} imported job ids span several of the groups; each part was taken as a run of its own."
+        )
+    return Section(heading, tuple(sentences), grid=Grid(FOLD_HEADS, fold_rows(report)))
+
+
+def _fold_row(fold: FoldReport) -> tuple[str, ...]:
+    errors = fold.errors
+    if errors is None:
+        return (fold.held_out, *["-"] * (len(FOLD_HEADS) - 2), f"failed: {fold.failure}")
+    return (
+        fold.held_out,
+        str(errors.n_steps),
+        str(errors.n_jobs),
+        f"{errors.mape_pct:.1f}",
+        _interval(errors),
+        f"{errors.median_ape_pct:.1f}",
+        f"{errors.p90_ape_pct:.1f}",
+        f"{errors.bias_pct:+.1f}",
+        f"{errors.mae_us:.0f}",
+        "converged" if fold.converged else "NOT converged",
+    )
+
+
+def _interval(errors: Errors) -> str:
+    interval = errors.mape_interval_pct
+    return f"{interval.low:.1f} to {interval.high:.1f}" if interval else "one job: none"
+
+
+def _short(errors: Errors) -> str:
+    return f"MAPE {errors.mape_pct:.1f} % ({_interval(errors)}), bias {errors.bias_pct:+.1f} %"
+
+
+def _partitions(report: ValidationReport) -> Section:
+    rows = tuple(
+        (fold.held_out, part.kind, part.name or "(unnamed)", str(part.errors.n_steps), *_mape_and_bias(part.errors))
+        for fold in report.folds
+        for part in fold.partitions
+    )
+    return Section(
+        f"Behind the folds: {report.split}",
+        ("The same errors part by part, so that errors of opposite sign do not cancel unseen.",),
+        grid=Grid(("held out", "part", "name", "steps", "MAPE %", "bias %"), rows),
+    )
+
+
+def _mape_and_bias(errors: Errors) -> tuple[str, str]:
+    return f"{errors.mape_pct:.1f}", f"{errors.bias_pct:+.1f}"
+
+
+def _coefficients(coefficients: Coefficients) -> Section:
+    ended = "converged" if coefficients.converged else "DID NOT CONVERGE"
+    chosen = ", ".join(f"{name} = {value:g}" for name, value in coefficients.chosen.items()) or "none"
+    constants = tuple(f"constant {name} = {value:.6g}" for name, value in coefficients.constants.items())
+    return Section(
+        f"Coefficients of {coefficients.estimator}",
+        (f"The fit {ended}: {coefficients.message}. Settings chosen by cross-validation: {chosen}.",),
+        constants,
+        Grid(COEFFICIENT_HEADS, coefficient_rows(coefficients)),
+    )
+
+
+def _block_rows(block_name: str, block: CoefficientBlock) -> Iterator[tuple[str, ...]]:
+    columns = (block.names, block.values, block.units, block.at_bound)
+    for name, value, unit, at_bound in zip(*columns, strict=True):
+        yield block_name, name, f"{value:.6g}", coefficient_unit(unit), "yes" if at_bound else ""
+
+
+def coefficient_unit(feature_unit: str) -> str:
+    """Return the unit of a coefficient whose feature has ``feature_unit``: their product is microseconds.
+
+    Examples
+    --------
+    >>> coefficient_unit("us"), coefficient_unit("1"), coefficient_unit("log(tokens)")
+    ('1', 'us', 'us/log(tokens)')
+    """
+    return {"us": "1", "1": "us"}.get(feature_unit, f"us/{feature_unit}")
+
+
+def _identifiability(coefficients: Coefficients, reports: Sequence[ValidationReport]) -> Section:
+    full = [f"{row[0]}.{row[1]}" for row in coefficient_rows(coefficients) if row[4]]
+    in_folds = Counter(name for report in reports for fold in report.folds for name in fold.at_bound)
+    n_folds = sum(fold.errors is not None for report in reports for fold in report.folds)
+    points = [f"{name}: on its bound in the published fit" for name in full]
+    points += [f"{name}: on its bound in {count} of {n_folds} folds" for name, count in sorted(in_folds.items())]
+    sentence = (
+        "Totals do not identify single operators: a coefficient is no measured efficiency. One that ends on its bound"
+        " is not identified by these data, or the model asks of it what the data contradict."
+    )
+    return Section("Identifiability", (sentence,), tuple(points) or ("No coefficient ended on a bound.",))
+
+
+def _projection(projection: BlisProjection) -> Section:
+    cost = projection.mape_pct - projection.estimator_mape_pct
+    sentence = (
+        f"On the same {projection.n_steps} steps the estimator has a MAPE of {projection.estimator_mape_pct:.1f} %, its"
+        f" projection onto the BLIS basis {projection.mape_pct:.1f} % ({cost:+.1f} points; both in sample)."
+    )
+    unidentified = tuple(f"{name}: not identified, exported as 0" for name in projection.unidentified)
+    return Section("BLIS export", (sentence,), unidentified)
+
+
+def _left_out(findings: Findings) -> Section:
+    reasons = Counter(skip.reason for skip in findings.skipped)
+    points = [f"{count} cell(s) skipped: {reason}" for reason, count in reasons.most_common()]
+    points += [
+        f"job {outcome.job_id} failed ({outcome.reason}): {outcome.message}"
+        for outcome in findings.outcomes
+        if outcome.status == "failed"
+    ]
+    points += [f"split {report.split}: {report.impossible}" for report in findings.reports if report.impossible]
+    points += [
+        f"split {report.split}, {fold.held_out}: {fold.failure}"
+        for report in findings.reports
+        for fold in report.folds
+        if fold.failure
+    ]
+    points += sorted(
+        {
+            f"{report.n_impossible_labels} step(s): faster than light"
+            for report in findings.reports
+            if report.n_impossible_labels
+        }
+    )
+    return Section("Skipped and failed", points=tuple(points) or ("Nothing.",))
+
+
+def _provenance(provenance: Provenance) -> Section:
+    facts = (
+        ("steps", str(provenance.n_steps)),
+        ("jobs", str(len(provenance.job_ids))),
+        ("GPUs", ", ".join(provenance.gpus)),
+        ("models", ", ".join(provenance.models)),
+        ("engines", ", ".join(provenance.software_versions)),
+        ("srfa", " ".join((provenance.srfa_version, provenance.code_version)).strip()),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in provenance.library_versions.items())),
+        *((f"sha256 of {name}", digest) for name, digest in provenance.data_sha256.items()),
+    )
+    return Section("Provenance", grid=Grid(("what", "value"), facts))
