@@ -21,9 +21,11 @@ from srfa.traces.requests import UNMATCHED, client_rows
 from srfa.traces.saturation import check_failures, check_little_law, check_queue_growth
 from srfa.traces.steps import step_entries
 from srfa.traces.tables import canonical_dtype
+from srfa.units import NS_PER_US
 
 LEAST_VALID_RATIO: Final = 0.8
 SPEED_OF_LIGHT_RATIO: Final = 0.8
+_LEAST_FLOOR_US: Final = 1.0 / NS_PER_US
 ASYNC_SHORT_RATIO: Final = 0.01
 """With asynchronous scheduling ``schedule()`` runs inside the previous step: that share of steps may be shorter."""
 COMPLETE_STATUSES: Final = frozenset({"length", "stop", "repetition"})
@@ -184,8 +186,10 @@ def check_speed_of_light(data: JobData, floor_us: NDArray[np.float64]) -> GateFi
     """Rule ``speed_of_light``: no label is under 0.8 x the time the hardware needs at its peak rates."""
     label_us = data.observations["step_time_us"].to_numpy()
     if not label_us.size:
-        return GateFinding("speed_of_light", True, np.inf, SPEED_OF_LIGHT_RATIO, "no usable step to check")
-    ratio = label_us / np.maximum(floor_us, np.finfo(np.float64).tiny)
+        return GateFinding(
+            "speed_of_light", True, SPEED_OF_LIGHT_RATIO, SPEED_OF_LIGHT_RATIO, "no usable step to check"
+        )
+    ratio = label_us / np.maximum(floor_us, _LEAST_FLOOR_US)
     worst, count = int(np.argmin(ratio)), int((ratio < SPEED_OF_LIGHT_RATIO).sum())
     sentence = f"{count} of {label_us.size} labels are under {SPEED_OF_LIGHT_RATIO} x their floor"
     if count:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from srfa.traces.client import parse_client
+from srfa.traces.findings import JobData
+from srfa.traces.plugin import parse_trace
+from srfa.traces.requests import requests_table
+from srfa.traces.saturation import check_failures, check_little_law, check_queue_growth
+from srfa.traces.steps import steps_table
+from srfa.units import NS_PER_S
+
+ONE_REQUEST_NS = 60_000_000
+"""About what the toy engine takes for one request of 20 + 5 tokens alone, one at a time."""
+
+
+@pytest.fixture
+def data_at(toy, make_job):
+    """Return a job whose load is ``load`` times what an engine with one seat can serve."""
+
+    def build(load, n_requests=60):
+        run = toy([(20, 5)] * n_requests, max_seqs=1, every_ns=int(ONE_REQUEST_NS / load))
+        job = make_job(request_rate=load * NS_PER_S / ONE_REQUEST_NS, num_prompts=n_requests)
+        records = parse_trace(run.lines())
+        steps = steps_table(records, job)
+        return JobData(records, job.engine, steps, requests_table(records, None, job), steps), job.workload
+
+    return build
+
+
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
+def test_a_load_the_engine_can_serve_passes(data_at, load):
+    data, workload = data_at(load)
+    assert check_little_law(data, workload).passed
+    assert check_queue_growth(data, workload).passed
+
+
+@pytest.mark.parametrize("load", [1.3, 2.0, 10.0])
+def test_a_load_beyond_the_engine_is_refused(data_at, load):
+    data, workload = data_at(load)
+    assert not check_little_law(data, workload).passed
+    assert not check_queue_growth(data, workload).passed
+
+
+@pytest.mark.parametrize("load", [1.5, 3.0])
+def test_the_missing_share_is_one_minus_the_inverse_of_the_load(data_at, load):
+    data, workload = data_at(load, n_requests=200)
+    assert check_little_law(data, workload).value == pytest.approx(1 - 1 / load, abs=0.05)
+
+
+def test_a_closed_loop_may_queue(data_at, make_job):
+    data, _ = data_at(10.0)
+    closed = make_job().workload
+    assert check_little_law(data, closed).passed
+    assert check_queue_growth(data, closed).passed
+
+
+@pytest.mark.parametrize("n_requests", [0, 1])
+def test_too_few_arrivals_say_nothing_about_queues(data_at, n_requests):
+    data, workload = data_at(1.0, n_requests=1)
+    data = JobData(data.records, data.resolved, data.steps, data.requests.slice(0, n_requests), data.steps)
+    assert check_little_law(data, workload).passed
+    assert check_queue_growth(data, workload).passed
+
+
+def _client(n_sent, n_failed):
+    good = n_sent - n_failed
+    document = {
+        "duration": 1.0,
+        "completed": good,
+        "input_lens": [8] * n_sent,
+        "output_lens": [1] * good + [0] * n_failed,
+        "ttfts": [0.1] * good + [0.0] * n_failed,
+        "itls": [[]] * n_sent,
+        "errors": [""] * good + ["Traceback: connection refused"] * n_failed,
+    }
+    return parse_client(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    ("n_sent", "n_failed", "passed"), [(200, 2, True), (200, 3, False), (198, 0, True), (197, 0, False)]
+)
+def test_at_most_one_request_in_a_hundred_may_fail_or_be_missing(make_job, n_sent, n_failed, passed):
+    finding = check_failures(_client(n_sent, n_failed), make_job(num_prompts=200).workload)
+    assert finding.passed is passed
+    assert ("connection refused" in finding.sentence) is bool(n_failed)
