@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srfa.metrics import PERCENT, Errors, Scored, errors
-from srfa.ragged import FloatArray
+from srfa.ragged import FloatArray, IntArray
 from srfa.units import US_PER_MS
 
 PARITY, RESIDUALS, WORKLOADS = "parity.png", "residuals.png", "workloads.png"
@@ -79,11 +79,12 @@ def workloads(held_out: pa.Table) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     gpus, names = sorted(set(held_out["gpu"].to_pylist())), sorted(set(held_out["workload"].to_pylist()))
-    width = 0.8 / len(gpus)
+    width = 0.5 / len(gpus)
     for position, gpu in enumerate(gpus):
         of_gpu = held_out.filter(pc.equal(held_out["gpu"], gpu))
         _workload_bars(axes, of_gpu, names, (position - (len(gpus) - 1) / 2) * width, f"C{position}")
     axes.set_xticks(range(len(names)), [name or "(unnamed)" for name in names], rotation=20, ha="right")
+    axes.set_ylim(bottom=0)
     axes.set(ylabel="MAPE (%)", title="held-out error by workload, 95 % interval over jobs")
     axes.legend()
     return figure
@@ -109,20 +110,26 @@ def _whiskers(found: Errors) -> FloatArray | None:
 def _residual_panel(axes: Axes, name: str, feature: FloatArray, residual_pct: FloatArray) -> None:
     shown = _evenly(len(feature))
     axes.scatter(feature[shown], residual_pct[shown], s=2, alpha=0.2, linewidths=0, color="tab:gray")
-    edges = np.unique(np.quantile(feature, np.linspace(0, 1, _BINS + 1)))
-    bins = np.clip(np.searchsorted(edges, feature, side="right") - 1, 0, len(edges) - 2)
-    filled = np.unique(bins)
-    centres = [float(np.median(feature[bins == one])) for one in filled]
-    axes.plot(
-        centres, [float(np.median(residual_pct[bins == one])) for one in filled], color="tab:red", marker="o", ms=3
-    )
+    bins = _bins(feature)
+    medians = [(np.median(feature[bins == one]), np.median(residual_pct[bins == one])) for one in np.unique(bins)]
+    axes.plot(*zip(*medians, strict=True), color="tab:red", marker="o", ms=3)
     axes.axhline(0, color="black", linewidth=0.6)
-    if feature.min() > 0 and feature.max() > 100 * feature.min():
-        axes.set_xscale("log")
+    positive = feature[feature > 0]
+    if positive.size and feature.min() >= 0 and feature.max() > 20 * np.median(positive):
+        threshold = float(np.quantile(positive, 0.05))
+        axes.set_xscale("symlog", linthresh=threshold)
+        axes.set_xlim(left=-0.5 * threshold)
     limit = float(np.quantile(np.abs(residual_pct), 0.98)) or 1.0
     axes.set_ylim(-1.1 * limit, 1.1 * limit)
     axes.set_title(name, fontsize=8)
     axes.tick_params(labelsize=7)
+
+
+def _bins(feature: FloatArray) -> IntArray:
+    """Return each entry's bin: one a value where there are few, else bins of about equal counts."""
+    values = np.unique(feature)
+    edges = values if len(values) <= _BINS else np.unique(np.quantile(feature, np.linspace(0, 1, _BINS + 1))[:-1])
+    return np.asarray(np.searchsorted(edges, feature, side="right") - 1, dtype=np.int64)
 
 
 def _scored(table: pa.Table) -> Scored:
@@ -146,5 +153,5 @@ def _span(values: FloatArray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _evenly(n_rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _evenly(n_rows: int) -> IntArray:
     return np.unique(np.linspace(0, n_rows - 1, min(n_rows, _MAX_POINTS)).astype(np.int64))
