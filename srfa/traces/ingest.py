@@ -94,9 +94,11 @@ def ingest_job(
     Raises
     ------
     DataInvalidError
-        A file is missing or broken, or is of another job. A broken *rule* raises nothing: it is a finding.
+        A file is missing, broken or of another job, or several data-parallel ranks left a trace each. A broken *rule*
+        raises nothing: it is a finding.
     """
     where = f"job {job.job_id}"
+    _refuse_further_ranks(files, where)
     _check_manifest(_file(files, MANIFEST_FILE, where), job)
     engine_file = _engine_file(_file(files, ENGINE_FILE, where), where)
     records = parse_trace(_trace_lines(_file(files, TRACE_FILE, where), where), name=f"{where}: trace.jsonl")
@@ -110,6 +112,16 @@ def ingest_job(
     data = JobData(records, resolved, steps, requests, observations)
     floor_us = floor(observations) if floor is not None and observations.num_rows else None
     return IngestedJob(jobs, steps, requests, observations, check_job(data, client, job, floor_us))
+
+
+def _refuse_further_ranks(files: Mapping[str, bytes] | Path, where: str) -> None:
+    """Refuse a trace by several data-parallel engine cores: each has its own steps, and the tables know no rank."""
+    names = [path.name for path in files.glob("trace.dp*")] if isinstance(files, Path) else list(files)
+    if ranks := sorted(name for name in names if name.startswith("trace.dp")):
+        raise DataInvalidError(
+            f"{where}: {', '.join(ranks)}: traces of several data-parallel ranks cannot be ingested; "
+            "measure with data_parallel_size 1"
+        )
 
 
 def _file(files: Mapping[str, bytes] | Path, name: str, where: str) -> bytes:

@@ -88,3 +88,8 @@ def test_a_missing_file_is_named(ingest, files, tmp_path, name, remedy):
 def test_a_broken_file_is_named(ingest, files, name, content, complaint):
     with pytest.raises(DataInvalidError, match=rf"^job [0-9a-f]{{12}}: {name}.*{complaint}"):
         ingest(files | {name: content})
+
+
+def test_traces_of_further_ranks_are_refused_not_passed_over(ingest, files):
+    with pytest.raises(DataInvalidError, match=r"trace\.dp1\.jsonl\.gz: .*data_parallel_size 1"):
+        ingest(files | {"trace.dp1.jsonl.gz": files["trace.jsonl.gz"]})

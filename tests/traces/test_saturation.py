@@ -37,7 +37,7 @@ def test_a_load_the_engine_can_serve_passes(data_at, load):
     assert check_queue_growth(data, workload).passed
 
 
-@pytest.mark.parametrize("load", [1.3, 2.0, 10.0])
+@pytest.mark.parametrize("load", [1.3, 2.0, 4.0, 10.0, 50.0])
 def test_a_load_beyond_the_engine_is_refused(data_at, load):
     data, workload = data_at(load)
     assert not check_little_law(data, workload).passed
@@ -48,6 +48,18 @@ def test_a_load_beyond_the_engine_is_refused(data_at, load):
 def test_the_missing_share_is_one_minus_the_inverse_of_the_load(data_at, load):
     data, workload = data_at(load, n_requests=200)
     assert check_little_law(data, workload).value == pytest.approx(1 - 1 / load, abs=0.05)
+
+
+def test_a_short_run_of_long_requests_is_not_taken_for_an_overload(toy, make_job):
+    """Requests of a second arriving over two seconds: a quarter of the time lies after the last arrival."""
+    run = toy([(20, 80)] * 20, max_seqs=32, every_ns=NS_PER_S // 10)
+    job = make_job(request_rate=10.0, num_prompts=20)
+    records = parse_trace(run.lines())
+    data = JobData(records, job.engine, steps_table(records, job), requests_table(records, None, job), None)
+    finding = check_little_law(data, job.workload)
+    assert finding.value > 0.2
+    assert finding.passed
+    assert check_queue_growth(data, job.workload).passed
 
 
 def test_a_closed_loop_may_queue(data_at, make_job):
@@ -86,3 +98,9 @@ def test_at_most_one_request_in_a_hundred_may_fail_or_be_missing(make_job, n_sen
     finding = check_failures(_client(n_sent, n_failed), make_job(num_prompts=200).workload)
     assert finding.passed is passed
     assert ("connection refused" in finding.sentence) is bool(n_failed)
+
+
+def test_shared_prefixes_are_repeated_equally_often(make_job):
+    workload = {"dataset_name": "prefix_repetition", "num_prompts": 39, "prefix_repetition_num_prefixes": 10}
+    assert check_failures(_client(30, 0), make_job(**workload).workload).passed
+    assert not check_failures(_client(29, 0), make_job(**workload).workload).passed
