@@ -5,13 +5,13 @@ Run by file path with any interpreter::
     python supervisor.py --lifeline FD --log FILE [--grace-s 10] [--pass-stdio] -- COMMAND...
 
 The owner holds the write end of the pipe ``FD``. When it closes (the owner ended, ``SIGKILL`` included), or on
-``SIGTERM`` or ``SIGINT``, every process of the tree gets ``SIGTERM``, and ``SIGKILL`` after the grace. The exit status is the
-command's, 128 + N where signal N ended it, 127 where it could not be started.
+``SIGTERM`` or ``SIGINT``, every process of the tree gets ``SIGTERM``, and ``SIGKILL`` after the grace. The exit status
+is the command's, 128 + N where signal N ended it, 127 where it could not be started.
 
 Two processes stand guard: the outer one is the owner's child and only waits; the inner one, in its own session, is the
 parent of the tree and adopts its orphans (``PR_SET_CHILD_SUBREAPER``). An owner that kills its direct children on its
-way out, as a Ray worker does, ends the outer one only, and the inner one then cleans up. Kill the inner one and the kernel
-kills the command; what the command started must then be tied to it (``srfa.vllm.lifeline``).
+way out, as a Ray worker does, ends the outer one only, and the inner one then cleans up. Kill the inner one and the
+kernel kills the command; what the command started must then be tied to it (``srfa.vllm.lifeline``).
 """
 
 from __future__ import annotations

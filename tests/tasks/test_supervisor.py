@@ -130,8 +130,9 @@ OWNER = """
 import os, sys, time
 from pathlib import Path
 from tasks.process import SupervisedProcess
-process = SupervisedProcess([sys.executable, "-S", *sys.argv[1:]], interpreter=Path(sys.executable), environment=os.environ,
-                            log=Path(os.environ["READY"]).with_name("log"), grace_s=1.0)
+command = [sys.executable, "-S", *sys.argv[1:]]
+log = Path(os.environ["READY"]).with_name("log")
+process = SupervisedProcess(command, interpreter=Path(sys.executable), environment=os.environ, log=log, grace_s=1.0)
 time.sleep(120)
 """
 
