@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 Location = tuple[str | int, ...]
 """Where a value stands in a document: keys and list positions from the top."""
 
+_SHORTEST_BEGINNING: Final = 2
 _EXPECTATIONS: Final = {
     "tuple_type": "should be a list, for example [a, b]",
     "dict_type": "should be a mapping of keys to values",
@@ -42,12 +44,15 @@ def unknown(kind: str, value: object, known: Iterable[str]) -> str:
 def did_you_mean(value: object, known: Sequence[str]) -> str:
     """Return ``; did you mean 'x'?`` with the nearest of ``known``, or nothing where none is near.
 
-    A name with a slash is compared as a whole and by its last part.
+    Names that begin with the value come first (at most three); a name with a slash is compared as a whole and by its
+    last part.
     """
+    folded = str(value).casefold()
     by_folded = {name.rpartition("/")[2].casefold(): name for name in known}
     by_folded |= {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(str(value).casefold(), by_folded, n=1, cutoff=0.5)
-    return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
+    begun = [name for key, name in by_folded.items() if len(folded) >= _SHORTEST_BEGINNING and key.startswith(folded)]
+    near = begun[:3] or [by_folded[key] for key in difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.5)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def path_text(location: Location) -> str:
@@ -94,14 +99,15 @@ def _inner(annotation: Any, step: str | int) -> Any:
     """Return the annotation one step down: a model's field, or the items of a container."""
     if _is_model(annotation):
         field = annotation.model_fields.get(step)
-        return _first_model_or_self(field.annotation) if field else None
+        return _without_none(field.annotation) if field else None
     inner = [arg for arg in get_args(annotation) if arg is not Ellipsis]
     return inner[-1] if inner else None
 
 
-def _first_model_or_self(annotation: Any) -> Any:
+def _without_none(annotation: Any) -> Any:
     """See through ``Model | None``."""
-    return next((arg for arg in get_args(annotation) if _is_model(arg)), annotation)
+    arms = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else ()
+    return next((arg for arg in arms if arg is not NoneType), annotation)
 
 
 def _is_model(annotation: Any) -> bool:
