@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srfa.schema import REQUESTS
@@ -71,6 +71,7 @@ def test_a_trial_request_with_the_first_id_is_not_the_measured_one():
 ID = st.text("ab-1", min_size=1, max_size=6).filter(lambda text: not text.startswith("-"))
 
 
+@settings(deadline=None)
 @given(ids=st.lists(ID, unique=True, max_size=8), suffix=st.text("0123456789cdef", min_size=8, max_size=8))
 def test_every_request_finds_its_own_client(ids, suffix):
     assert match_requests([f"cmpl-{own}-0-{suffix}" for own in ids], ids).tolist() == _expected(ids)

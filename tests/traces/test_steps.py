@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srfa.schema import STEPS
@@ -119,6 +119,7 @@ def test_no_step_gives_an_empty_table_of_the_schema(table_of):
 ENTRY = st.tuples(st.sampled_from("abcdef"), st.integers(1, 500), st.integers(0, 900), st.integers(1, 600))
 
 
+@settings(deadline=None)
 @given(batches=st.lists(st.lists(ENTRY, max_size=5), max_size=6))
 def test_columns_equal_a_row_by_row_computation(table_of, batches):
     rows = table_of(*(_step(i, i * 10_000, i * 10_000 + 5_000, batch) for i, batch in enumerate(batches))).to_pylist()
