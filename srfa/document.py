@@ -128,9 +128,10 @@ class _Reader:
             first[str(key.value)] = key.start_mark.line + 1
 
     def _key(self, node: yaml.Node) -> str:
-        key = self._loader.construct_object(node, deep=True) if isinstance(node, yaml.ScalarNode) else node.value
+        key = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
         if not isinstance(key, str):
-            raise self._refuse(f"{self._place(node)}: key {node.value!r} should be text; put it in quotes")
+            written = repr(node.value) if isinstance(node, yaml.ScalarNode) else "of several parts"
+            raise self._refuse(f"{self._place(node)}: key {written} should be text; put it in quotes")
         return key
 
     def _place(self, node: yaml.Node) -> str:
