@@ -5,13 +5,12 @@ a hook that fails costs a record, never the engine, and a recorder that keeps fa
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from srfa.vllm.cputime import child_pids, process_cpu_times_ns
+from srfa.vllm.cputime import CpuClocks, CpuReading, cpu_time_between
 from srfa.vllm.records import RecordWriter
 
 MAX_HOOK_FAILURES = 10
@@ -22,81 +21,6 @@ MAX_PENDING_STEPS = 64
 
 _NS_PER_S = 1_000_000_000
 _logger = logging.getLogger("vllm.srfa")
-
-
-@dataclass(frozen=True, slots=True)
-class CpuReading:
-    """CPU time used so far: by the engine core's side of a step, and by each worker process (None: unknown)."""
-
-    engine_ns: int
-    workers_ns: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
-class CpuTime:
-    """CPU time of one step; see :func:`cpu_time_between`."""
-
-    step_ns: int | None
-    engine_ns: int
-    workers_ns: tuple[int, ...] | None
-
-
-class CpuClocks:
-    """Reads the CPU clocks of one engine core and of its worker processes.
-
-    Parameters
-    ----------
-    has_worker_processes
-        Whether the model runs in child processes; else it runs in this one.
-    find_workers
-        Returns the workers' process ids. Called once, and again when a clock cannot be read.
-    """
-
-    def __init__(self, *, has_worker_processes: bool, find_workers: Callable[[], list[int]]) -> None:
-        self._read_engine_ns = time.thread_time_ns if has_worker_processes else time.process_time_ns
-        self._find_workers: Callable[[], list[int]] = find_workers if has_worker_processes else list
-        self.worker_pids = self._find_workers()
-
-    def read(self) -> CpuReading:
-        """Return the clocks now; the workers' part is None where they cannot be read."""
-        return CpuReading(self._read_engine_ns(), self._read_workers() if self.worker_pids else None)
-
-    def _read_workers(self) -> tuple[int, ...] | None:
-        try:
-            return tuple(process_cpu_times_ns(self.worker_pids))
-        except OSError:
-            self.worker_pids = self._find_workers()
-            return None
-
-
-def clocks_of_this_process(executor_backend: str) -> CpuClocks:
-    """Return the clocks of the calling engine core.
-
-    Parameters
-    ----------
-    executor_backend
-        vLLM's resolved ``distributed_executor_backend``. Only the workers of ``mp`` are children of this process.
-    """
-    return CpuClocks(has_worker_processes=executor_backend != "uni", find_workers=_children_where(executor_backend))
-
-
-def _children_where(executor_backend: str) -> Callable[[], list[int]]:
-    return (lambda: child_pids(os.getpid())) if executor_backend == "mp" else list
-
-
-def cpu_time_between(begin: CpuReading, end: CpuReading, *, has_worker_processes: bool) -> CpuTime:
-    """Return the CPU time of a step from the clocks at its two ends.
-
-    The step's own figure is that of its **busiest worker process**: workers run side by side, so their sum would
-    count a tensor-parallel step several times. The engine core is left out of it, because its thread spins on a
-    shared-memory queue until the workers answer, which would count the same time again. Without worker
-    processes the model runs in the engine core, whose CPU time it then is.
-    """
-    engine_ns = end.engine_ns - begin.engine_ns
-    if begin.workers_ns is None or end.workers_ns is None or len(begin.workers_ns) != len(end.workers_ns):
-        return CpuTime(None if has_worker_processes else engine_ns, engine_ns, None)
-    workers_ns = tuple(b - a for a, b in zip(begin.workers_ns, end.workers_ns, strict=True))
-    return CpuTime(max(workers_ns), engine_ns, workers_ns)
 
 
 @dataclass(slots=True)
@@ -124,7 +48,7 @@ class _Counters:
 
     finished: int = 0
     preempted: int = 0
-    recorder_ns: int = field(default=0)
+    recorder_ns: int = 0
 
 
 class Recorder:
@@ -136,19 +60,14 @@ class Recorder:
         Where records go.
     clocks
         CPU clocks of the engine core and its workers.
-    has_worker_processes
-        Whether the model runs in child processes.
     mono_to_epoch_ns
         What to add to ``CLOCK_MONOTONIC`` for the Unix time, in ns.
     """
 
-    def __init__(
-        self, writer: RecordWriter, clocks: CpuClocks, *, has_worker_processes: bool, mono_to_epoch_ns: int
-    ) -> None:
+    def __init__(self, writer: RecordWriter, clocks: CpuClocks, *, mono_to_epoch_ns: int) -> None:
         self.enabled = True
         self._writer = writer
         self._clocks = clocks
-        self._has_worker_processes = has_worker_processes
         self._mono_to_epoch_ns = mono_to_epoch_ns
         self._failures = 0
         self._next_step_id = 0
@@ -187,7 +106,7 @@ class Recorder:
             return
         requests = [scheduler.requests[request_id] for request_id in scheduler_output.num_scheduled_tokens]
         self._note_first_schedules(scheduler_output, scheduler.requests)
-        fields = self._step_fields(scheduler, scheduler_output)
+        fields = self._step_fields(scheduler)
         fields |= composition(scheduler_output.num_scheduled_tokens, requests)
         self._pending[id(scheduler_output)] = _PendingStep(scheduler_output, fields, self._cpu_schedule_start)
         self._next_step_id += 1
@@ -254,7 +173,7 @@ class Recorder:
             journey.t_first_token_ns = t_finished_ns
         self._writer.write(_request_record(request, journey, t_finished_ns))
 
-    def _step_fields(self, scheduler: Any, scheduler_output: Any) -> dict[str, object]:
+    def _step_fields(self, scheduler: Any) -> dict[str, object]:
         running, waiting = scheduler.get_request_counts()
         return {
             "record": "step",
@@ -269,7 +188,7 @@ class Recorder:
     def _cpu_fields(self, cpu_begin: CpuReading, cpu_end: CpuReading) -> dict[str, object]:
         """CPU time of the busy cycle: since this step's schedule or the last output, whichever came later."""
         begin = max(cpu_begin, self._cpu_output, key=_engine_ns)
-        spent = cpu_time_between(begin, cpu_end, has_worker_processes=self._has_worker_processes)
+        spent = cpu_time_between(begin, cpu_end, in_workers=self._clocks.in_workers)
         return {
             "step_cpu_time_ns": spent.step_ns,
             "engine_cpu_time_ns": spent.engine_ns,

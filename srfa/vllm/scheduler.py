@@ -11,7 +11,8 @@ import os
 import time
 from typing import Any
 
-from srfa.vllm.recorder import Recorder, clocks_of_this_process, kv_state
+from srfa.vllm.cputime import clocks_of_this_process
+from srfa.vllm.recorder import Recorder, kv_state
 from srfa.vllm.records import SCHEMA_VERSION, TRACE_PATH_VARIABLE, RecordWriter, trace_path
 
 TESTED_VERSION = "0.32.0"
@@ -155,13 +156,12 @@ def traced(base: Any) -> Any:
 
 def _start_recorder(scheduler: Any, scheduler_name: str, writer: RecordWriter) -> Recorder:
     """Write the ``engine`` record and return the recorder of this engine core."""
-    backend = str(scheduler.vllm_config.parallel_config.distributed_executor_backend)
-    clocks = clocks_of_this_process(backend)
+    clocks = clocks_of_this_process(str(scheduler.vllm_config.parallel_config.distributed_executor_backend))
     mono_to_epoch_ns = time.time_ns() - time.monotonic_ns()
     process = {"pid": os.getpid(), "worker_pids": clocks.worker_pids, "mono_to_epoch_ns": mono_to_epoch_ns}
     kv_state(scheduler)  # fails here, at start, where this vLLM keeps its KV blocks elsewhere
     writer.write(engine_record(scheduler.vllm_config, scheduler_name) | process)
-    return Recorder(writer, clocks, has_worker_processes=backend != "uni", mono_to_epoch_ns=mono_to_epoch_ns)
+    return Recorder(writer, clocks, mono_to_epoch_ns=mono_to_epoch_ns)
 
 
 def engine_record(config: Any, scheduler_name: str) -> dict[str, object]:
