@@ -23,15 +23,16 @@ _COLUMNS = 4
 
 
 def draw_figures(held_out: pa.Table, folder: Path) -> tuple[str, ...]:
-    """Draw all figures of one split's held-out predictions and return their file names; none where there is no row.
+    """Draw all figures of held-out predictions and return their file names; none where there is no row.
 
     Parameters
     ----------
     held_out
-        :attr:`srfa.validate.CrossPrediction.held_out`.
+        :attr:`srfa.validate.CrossPrediction.held_out`; where it holds several splits, the first is drawn.
     """
     if held_out.num_rows == 0:
         return ()
+    held_out = held_out.filter(pc.equal(held_out["split"], held_out["split"][0]))
     drawings: dict[str, Callable[[pa.Table], Figure]] = {
         PARITY: parity,
         RESIDUALS: residuals,

@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from srfa.catalog import Catalog
-from srfa.coefficients import Coefficients, FitConfig
+from srfa.coefficients import Coefficients, FitConfig, Provenance
 from srfa.errors import FitError
 from srfa.estimators.protocol import Estimator
 from srfa.features import FeatureMatrix
@@ -70,6 +70,10 @@ class CrossPrediction:
 
     report: ValidationReport
     held_out: pa.Table
+
+    def with_provenance(self, provenance: Provenance) -> CrossPrediction:
+        """Return this with a report that says where its data came from."""
+        return CrossPrediction(self.report.model_copy(update={"provenance": provenance}), self.held_out)
 
 
 @dataclass(frozen=True, slots=True)

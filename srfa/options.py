@@ -1,0 +1,105 @@
+"""Options that every verb of the command line shares, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from srfa.catalog import Catalog, load_catalog
+from srfa.coefficients import FitConfig
+from srfa.document import read_yaml
+from srfa.errors import InputError, UsageError
+from srfa.wording import explain
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The shared options of one call."""
+
+    gpus: Annotated[Path, typer.Option(help="Folder of GPU files.")] = Path("hardware")
+    models: Annotated[Path, typer.Option(help="Folder of model files.")] = Path("models")
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to use.")] = 1
+    as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")] = False
+
+    def catalog(self) -> Catalog:
+        """Read the folders of GPUs and models."""
+        return load_catalog(self.gpus, self.models)
+
+    def fit_config(self, path: Path | None) -> FitConfig:
+        """Read the settings of a fit; the seed of this call goes before the file's, where one was given.
+
+        Raises
+        ------
+        InputError
+            The file cannot be read or a setting is unknown or out of range, with its line.
+        """
+        config = load_fit_config(path) if path else FitConfig()
+        return config.model_copy(update={"seed": self.seed}) if self.seed else config
+
+
+def load_fit_config(path: Path) -> FitConfig:
+    """Read the settings of a fit from YAML or JSON.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or a setting is unknown or out of range, with its line.
+    """
+    document = read_yaml(path, InputError)
+    try:
+        return FitConfig.model_validate(document.data)
+    except ValidationError as error:
+        findings = [f"{document.place(item['loc'])}: {explain(item, FitConfig)}" for item in error.errors()]
+        raise InputError("\n".join(findings)) from error
+
+
+def amounts(option: str, given: list[str]) -> dict[str, float]:
+    """Read ``NAME=AMOUNT`` options.
+
+    Raises
+    ------
+    UsageError
+        One of them has another form.
+
+    Examples
+    --------
+    >>> amounts("--price", ["h100-sxm-80gb=2.5"])
+    {'h100-sxm-80gb': 2.5}
+    """
+    found = {}
+    for text in given:
+        name, _, amount = text.partition("=")
+        try:
+            found[name] = float(amount)
+        except ValueError as error:
+            raise UsageError(f"{option} {text!r}: expected NAME=AMOUNT, for example h100-sxm-80gb=2.5") from error
+    return found
+
+
+def with_common(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb that takes ``common`` the shared options in its place."""
+    given = inspect.signature(verb, eval_str=True).parameters.values()
+    own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in given if one.name != "common"]
+    hints = inspect.get_annotations(Common, eval_str=True)
+    shared = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name])
+        for one in fields(Common)
+    ]
+
+    @wraps(verb)
+    def called(**arguments: Any) -> None:
+        common = Common(**{one.name: arguments.pop(one.name) for one in fields(Common)})
+        verb(**arguments, common=common)
+
+    parameters = own + shared
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called

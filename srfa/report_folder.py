@@ -1,0 +1,67 @@
+"""A report made from a folder: a release, or wherever ``srfa validate`` put its files."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from srfa.coefficients import read_coefficients
+from srfa.errors import InputError
+from srfa.figures import draw_figures
+from srfa.gate import GateDecision
+from srfa.page import Page, to_html, to_markdown
+from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, REPORT_FILE, VERDICT_FILE
+from srfa.report import Findings, report_page
+from srfa.validation_report import read_reports
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Write a report of ``folder`` as ``out``: one self-contained ``.html``, or ``.md`` with its figures beside it.
+
+    ``report.json`` must be there; ``coefficients.json``, ``verdict.json`` and ``held_out.parquet`` add what they hold.
+
+    Raises
+    ------
+    InputError
+        A file is missing or cannot be used, or ``out`` ends otherwise.
+    """
+    if out.suffix not in {".html", ".md"}:
+        raise InputError(f"{out}: a report ends in .html or .md")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".md":
+        out.write_text(to_markdown(_page(folder, out.parent)))
+        return
+    with tempfile.TemporaryDirectory() as pictures:
+        out.write_text(to_html(_page(folder, Path(pictures)), Path(pictures)))
+
+
+def _page(folder: Path, pictures: Path) -> Page:
+    coefficients, verdict = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE
+    return report_page(
+        Findings(
+            reports=read_reports(folder / REPORT_FILE),
+            coefficients=read_coefficients(coefficients) if coefficients.exists() else None,
+            decision=_decision(verdict) if verdict.exists() else None,
+            figures=_figures(folder / HELD_OUT_FILE, pictures),
+        )
+    )
+
+
+def _decision(path: Path) -> GateDecision:
+    try:
+        return GateDecision.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise InputError(f"{path}: not a verdict ({error.errors()[0]['msg']}); run 'srfa gate' anew") from error
+
+
+def _figures(held_out: Path, pictures: Path) -> tuple[str, ...]:
+    if not held_out.exists():
+        return ()
+    try:
+        return draw_figures(pq.read_table(held_out), pictures)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise InputError(f"{held_out}: no held-out predictions ({error}); write them with 'srfa validate'") from error
