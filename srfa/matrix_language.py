@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, PrivateAttr, ValidationError, model_val
 from srfa.catalog import Catalog
 from srfa.document import Document, read_yaml
 from srfa.errors import CatalogError, MatrixError
-from srfa.memory import DTYPE_BYTES, KV_DTYPE_BYTES
+from srfa.memory import DTYPE_BYTES, KV_CACHE_DTYPES
 from srfa.specs import EngineArgs, Spec, Workload
 from srfa.wording import Location, explain, path_text, unknown
 
@@ -25,7 +25,7 @@ Finding = tuple[Location, str]
 CELL_FIELDS: Final = ("model", "gpu", "workload")
 _NAMED_AXES: Final = ("models", "gpus", "parallelism", "workloads")
 _ENGINE_FIELDS: Final = tuple(EngineArgs.model_fields)
-_DTYPES: Final = {"dtype": ("auto", *DTYPE_BYTES), "kv_cache_dtype": ("auto", *KV_DTYPE_BYTES)}
+_DTYPES: Final = {"dtype": ("auto", *DTYPE_BYTES), "kv_cache_dtype": KV_CACHE_DTYPES}
 
 
 class Defaults(Spec):

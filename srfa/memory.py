@@ -13,11 +13,16 @@ from srfa.specs import EngineArgs, ModelSpec
 
 DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 """Bytes of a number, by the names vLLM takes for ``dtype``."""
-KV_DTYPE_BYTES: Final = {
-    **DTYPE_BYTES,
-    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla", "int8"), 1),
+_NARROW_KV_BYTES: Final = {
+    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"), 1.0),
+    **dict.fromkeys(("fp8_per_token_head", "int8_per_token_head"), 1.0),
+    "int4_per_token_head": 0.5,
+    "nvfp4": 0.5625,
 }
-"""The same for ``kv_cache_dtype``."""
+KV_DTYPE_BYTES: Final[dict[str, float]] = {**DTYPE_BYTES, **_NARROW_KV_BYTES}
+"""Bytes of a cached number, scales of a head or token left out."""
+KV_CACHE_DTYPES: Final = ("auto", "bfloat16", "float16", *_NARROW_KV_BYTES)
+"""What this project knows of vLLM 0.32's values for ``kv_cache_dtype`` (``vllm/config/cache.py``)."""
 _BITS_PER_BYTE: Final = 8
 _QUANTIZED_BITS: Final = {
     "awq": 4.25,
