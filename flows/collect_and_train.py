@@ -1,0 +1,57 @@
+"""Flow ``collect-and-train``, the main job: from ``matrix.yaml`` to gated coefficients.
+
+``python -m flows.collect_and_train --help`` runs it in this process.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+
+from flows.collect import measure_and_ingest
+from flows.train import Run, TrainingRequest, train_and_publish
+from srfa.estimators import estimator_named
+from srfa.gate import load_limits
+from tasks.campaign import THIS_MACHINE, Site, prepare_campaign
+from tasks.stages import load_run
+from tasks.summary import RunSummary, concluded, require_measured, store_summary
+
+
+@flow(name="collect-and-train")
+def collect_and_train(
+    matrix: Path = Path("examples/local.yaml"),
+    limits: Path = Path("examples/gate-local.yaml"),
+    store: str = "runs",
+    estimator: str = "srfa-seed",
+    run_id: str | None = None,
+    resume: bool = False,
+    site: Site = THIS_MACHINE,
+) -> RunSummary:
+    """Measure a matrix on real engines, fit a latency model, prove that it transfers, and publish it if it does.
+
+    Args:
+        matrix: The experiment: matrix.yaml.
+        limits: What the gate asks for, and which splits are validated.
+        store: Where traces, tables and releases lie: a folder or s3://bucket/prefix.
+        estimator: Name of the estimator.
+        run_id: Name of this run in the store. Empty: date, time and the content id of the jobs.
+        resume: Go on with a run that is there; jobs that have a manifest are not measured again.
+        site: What differs between installations: folders, Ray, the engine's interpreter.
+    """
+    request = TrainingRequest(estimator_named(estimator).name, load_limits(limits), site.out)
+    campaign = prepare_campaign(matrix, store, site, run_id=run_id, resume=resume, now=datetime.now(UTC))
+    jobs, catalog = measure_and_ingest(campaign)
+    require_measured(jobs)
+    dataset = load_run(campaign.store, campaign.run_id, jobs, catalog)
+    run = Run(campaign.run_id, jobs, campaign.expansion.skipped)
+    summary = train_and_publish(campaign.store, dataset, request, run=run)
+    store_summary(campaign.store, summary)
+    return concluded(summary)
+
+
+if __name__ == "__main__":
+    from flows.command_line import run_collect_and_train
+
+    run_collect_and_train()

@@ -1,0 +1,131 @@
+"""The main flow from a shell: ``python -m flows.collect_and_train --help``. The exit code is the error's, else 0.
+
+A flow runs in this process; Prefect's API is the one that is configured, or a temporary server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from flows.screen import show_summary
+from srfa.document import read_yaml
+from srfa.errors import InputError, SrfaError
+from srfa.estimators import estimator_named
+from srfa.gate import load_limits
+from srfa.wording import explain
+from tasks.campaign import Site, prepare_campaign
+from tasks.cluster import ClusterSettings
+from tasks.store import open_store
+from tasks.summary import read_summary, summary_key
+
+MatrixFile = Annotated[Path, typer.Option(help="The experiment.")]
+LimitsFile = Annotated[Path, typer.Option(help="What the gate asks for, and which splits are validated.")]
+StoreUri = Annotated[str, typer.Option(help="Where traces, tables and releases lie: a folder or s3://bucket/prefix.")]
+EstimatorName = Annotated[str, typer.Option(help="Name of the estimator.")]
+RunId = Annotated[str | None, typer.Option(help="Name of this run in the store. [default: date, time, content id]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run: measure only what has no manifest.")]
+SiteFile = Annotated[Path | None, typer.Option(help="YAML file with what differs between installations.")]
+Hardware = Annotated[Path | None, typer.Option(help="Folder with a JSON file a GPU. [default: hardware]")]
+Models = Annotated[Path | None, typer.Option(help="Folder with <org>/<name>/config.json. [default: models]")]
+RayAddress = Annotated[str | None, typer.Option(help="Address of a Ray cluster. [default: Ray on this machine]")]
+Out = Annotated[Path | None, typer.Option(help="Folder that also gets a copy of the release.")]
+
+
+def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an option
+    matrix: MatrixFile = Path("examples/local.yaml"),
+    limits: LimitsFile = Path("examples/gate-local.yaml"),
+    store: StoreUri = "runs",
+    estimator: EstimatorName = "srfa-seed",
+    run_id: RunId = None,
+    resume: Resume = False,
+    site: SiteFile = None,
+    hardware: Hardware = None,
+    models: Models = None,
+    ray_address: RayAddress = None,
+    out: Out = None,
+) -> None:
+    """Measure a matrix on real engines, fit a latency model, prove that it transfers, publish it if it does.
+
+    Exit codes: 0 ok, 1 the gate says no, 2 bad input, 3 jobs failed, 4 nothing measured, 5 data invalid.
+    """
+
+    def run() -> None:
+        from flows.collect_and_train import collect_and_train  # noqa: PLC0415 - --help must not wait for Prefect
+
+        where = site_of(site, hardware=hardware, models=models, ray_address=ray_address, out=out)
+        load_limits(limits)
+        estimator_named(estimator)
+        campaign = prepare_campaign(matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC))
+        with_summary(
+            campaign.store_uri,
+            campaign.run_id,
+            lambda: collect_and_train(matrix, limits, store, estimator, campaign.run_id, resume, where),
+        )
+
+    ended(run)
+
+
+def run_collect_and_train() -> None:
+    """Parse the command line and run; never returns."""
+    typer.run(collect_and_train_command)
+
+
+def ended(run: Callable[[], None]) -> None:
+    """Run, and end the process with the exit code of what was refused; the text goes to stderr.
+
+    Raises
+    ------
+    typer.Exit
+        With the code of a ``SrfaError``.
+    """
+    try:
+        run()
+    except SrfaError as error:
+        Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, soft_wrap=True, highlight=False)
+        raise typer.Exit(error.exit_code) from error
+
+
+def with_summary(store_uri: str, run_id: str, flow: Callable[[], object]) -> None:
+    """Run a flow, then print the summary it left in the store, also where it ends with an error."""
+    store, key = open_store(store_uri), summary_key(run_id)
+    before = store.version(key)
+    try:
+        flow()
+    finally:
+        if store.version(key) != before:
+            show_summary(read_summary(store, run_id), store, Console(file=sys.stdout))
+
+
+def site_of(
+    file: Path | None, *, hardware: Path | None, models: Path | None, ray_address: str | None, out: Path | None
+) -> Site:
+    """Return the site a file describes, with what the command line says otherwise.
+
+    Raises
+    ------
+    InputError
+        The file is malformed; each finding names file, line and key.
+    """
+    site = Site() if file is None else _read_site(file)
+    given = {"hardware": hardware, "models": models, "out": out}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if ray_address is not None:
+        changes["cluster"] = ClusterSettings(**{**site.cluster.model_dump(), "address": ray_address})
+    return site.model_copy(update=changes)
+
+
+def _read_site(file: Path) -> Site:
+    document = read_yaml(file, InputError)
+    try:
+        return Site.model_validate(document.data)
+    except ValidationError as error:
+        findings = [f"{document.place(item['loc'])}: {explain(item, Site)}" for item in error.errors()]
+        raise InputError("\n".join(findings)) from error

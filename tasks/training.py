@@ -1,0 +1,162 @@
+"""From observations to a release: fit, validation on every split of the limits, verdict, folder. Thin over ``srfa``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from srfa.catalog import Catalog
+from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.estimators import estimator_named
+from srfa.fit.queue import fit_queue
+from srfa.fit.token import fit_token
+from srfa.folds import Split
+from srfa.gate import GateDecision, Limits, check_gate
+from srfa.observations import Observations, load_observations
+from srfa.provenance import file_hashes, provenance_of
+from srfa.release import Material, Release, publish
+from srfa.requests import request_observations
+from srfa.specs import JobOutcome, Skipped
+from srfa.speed_of_light import possible_steps
+from srfa.validate import CrossPrediction, cross_predict, fold_summaries
+from srfa.validation_report import ValidationReport
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The kept tables of a run, for the models of what happens outside the steps."""
+
+    jobs: pa.Table
+    steps: pa.Table
+    requests: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What a fit learns from.
+
+    Parameters
+    ----------
+    catalog
+        With the figures that CPU profiles had where the steps were measured.
+    data_sha256
+        Of each file the observations came from, by its name.
+    tables
+        None where observations came without them.
+    """
+
+    observations: Observations
+    catalog: Catalog
+    data_sha256: dict[str, str]
+    tables: Tables | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Coefficients with the proof that comes with them, before the verdict."""
+
+    coefficients: Coefficients
+    validations: tuple[CrossPrediction, ...]
+
+    @property
+    def reports(self) -> tuple[ValidationReport, ...]:
+        """One report a split."""
+        return tuple(validation.report for validation in self.validations)
+
+
+def dataset_of_files(paths: Sequence[Path], catalog: Catalog) -> Dataset:
+    """Read observation files.
+
+    Raises
+    ------
+    ObservationsError, WrongClockError, DataInvalidError
+        A file cannot be used, or its labels are impossible.
+    """
+    observations = load_observations(paths)
+    return possible_dataset(Dataset(observations, catalog, file_hashes(paths)))
+
+
+def possible_dataset(dataset: Dataset) -> Dataset:
+    """Leave out labels under the speed of light.
+
+    Raises
+    ------
+    DataInvalidError
+        In some job they are more than single glitches.
+    """
+    observations, _ = possible_steps(dataset.observations, dataset.catalog)
+    return replace(dataset, observations=observations)
+
+
+def fit(dataset: Dataset, estimator: str, config: FitConfig) -> Coefficients:
+    """Fit the step model to all steps.
+
+    Raises
+    ------
+    FitError
+        The steps cannot carry the fit.
+    """
+    one = estimator_named(estimator)
+    coefficients = one.fit(one.features(dataset.observations, dataset.catalog), config)
+    origin = provenance_of(dataset.observations, dataset.data_sha256)
+    return coefficients.model_copy(update={"provenance": origin})
+
+
+def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBlock]:
+    """Fit the models of arrival, queueing and tokens; empty where observations came without the tables of a run.
+
+    Raises
+    ------
+    FitError
+        Too few requests for a model.
+    """
+    if dataset.tables is None:
+        return {}
+    tables = dataset.tables
+    requests = request_observations(tables.requests, tables.jobs, tables.steps, dataset.catalog)
+    return {**fit_queue(requests, config), **fit_token(requests)}
+
+
+def validate(dataset: Dataset, estimator: str, split: Split, config: FitConfig) -> CrossPrediction:
+    """Fit on all groups of the split but one and predict that one."""
+    return cross_predict(estimator_named(estimator), dataset.observations, dataset.catalog, split=split, config=config)
+
+
+def with_validation(coefficients: Coefficients, validations: Iterable[CrossPrediction]) -> Candidate:
+    """Join coefficients and what validations found of them."""
+    proof = tuple(validation.with_provenance(coefficients.provenance) for validation in validations)
+    summaries = tuple(row for validation in proof for row in fold_summaries(validation.report))
+    return Candidate(coefficients.model_copy(update={"validation": summaries}), proof)
+
+
+def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
+    """Return the verdict on the candidate's reports."""
+    return check_gate(candidate.reports, limits, baseline)
+
+
+def write_release(
+    candidate: Candidate,
+    decision: GateDecision,
+    dataset: Dataset,
+    releases: Path,
+    *,
+    skipped: tuple[Skipped, ...] = (),
+    outcomes: tuple[JobOutcome, ...] = (),
+) -> Release:
+    """Write the release's folder under ``releases``; the figures show the first split that has folds."""
+    held_out = next((each.held_out for each in candidate.validations if each.held_out.num_rows), None)
+    material = Material(
+        coefficients=candidate.coefficients,
+        reports=candidate.reports,
+        decision=decision,
+        observations=dataset.observations,
+        catalog=dataset.catalog,
+        held_out=held_out,
+        requests=dataset.tables.requests if dataset.tables else None,
+        skipped=skipped,
+        outcomes=outcomes,
+    )
+    return publish(material, releases)
