@@ -241,13 +241,13 @@ class _Measurement:
 def _fail(
     store: TraceStore, job: BenchmarkJob, run_id: str, error: Exception, evidence: Mapping[str, Path]
 ) -> JobOutcome:
-    outcome = failed_outcome(job, run_id, _reason(error), str(error))
+    outcome = failed_outcome(job, run_id, failure_reason(error), str(error))
     with suppress(StoreError):  # the store itself may be what failed; the outcome still says why
         write_failure(store, outcome, evidence)
     return outcome
 
 
-def _reason(error: Exception) -> FailureReason:
+def failure_reason(error: Exception) -> FailureReason:
     """Return the class of failure that the outcome shows."""
     if isinstance(error, EngineError):
         known: dict[str, FailureReason] = {reason: reason for reason in get_args(FailureReason)}

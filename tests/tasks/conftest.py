@@ -11,7 +11,7 @@ from tasks.workplace import EngineSettings
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cpu():
     sheet = Datasheet(
         source="made up",

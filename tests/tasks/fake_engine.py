@@ -1,4 +1,4 @@
-"""A small real server with the interface of vLLM's that the harness uses; it misbehaves as FAKE_ENGINE says.
+"""A small real server with the interface of vLLM's that is used; FAKE_ENGINE or ``--faults`` says what is wrong.
 
 ``fake_engine.py serve MODEL FLAGS...``, ``fake_engine.py load`` (the load generator), ``fake_engine.py probe --out F``.
 Standard library only; it runs as the engine's processes do, under the supervisor.
@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 FAULTS = set(os.environ.get("FAKE_ENGINE", "").split(","))
+if sys.argv[1].startswith("--faults="):
+    FAULTS |= set(sys.argv.pop(1).removeprefix("--faults=").split(","))
 SECTIONS = {
     "parallel_config": ("tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"),
     "model_config": ("dtype", "quantization", "max_model_len", "enforce_eager", "seed"),
