@@ -113,7 +113,7 @@ def blis_basis(observations: Observations, catalog: Catalog) -> FloatArray:
     n_prefill, n_decode = observations.numbers("num_prefill_reqs"), observations.numbers("num_decode_reqs")
     flops, memory = (per_step(observations, where, rate) for rate in (flops_per_us, bytes_per_us))
     head = per_step(observations, where, lambda place: float(place.shard.head.parameters))
-    bytes_per_weight = per_step(observations, where, lambda place: place.shard.weight_bytes_per_parameter)
+    bytes_per_weight = per_step(observations, where, lambda place: place.shard.stored.plain)
     kv_bytes = per_step(observations, where, lambda place: place.shard.kv_bytes_per_token)
     columns = (
         (work.prefill_flops - 2.0 * head * n_prefill) / flops,
@@ -185,7 +185,7 @@ def _dispatch_bytes(place: Place) -> float:
     if not _dispatches(place):
         return 0.0
     ranks = place.configuration.tensor_parallel_size * place.configuration.data_parallel_size
-    moved = 2.0 * place.model.hidden_size * place.shard.weight_bytes_per_parameter
+    moved = 2.0 * place.model.hidden_size * place.shard.stored.plain
     return place.model.moe_layers * moved * (ranks - 1) / ranks
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from srfa.memory import DTYPE_BYTES, compute_dtype, kv_bytes_per_token, kv_cache_dtype, weight_bytes
+from srfa.memory import kv_bytes_per_token, kv_cache_dtype, weight_bytes
+from srfa.precision import DTYPE_BYTES, compute_dtype
 from srfa.specs import BenchmarkJob, EngineArgs, GpuSpec, ModelSpec, Workload
 from srfa.units import BYTES_PER_GIB
 
@@ -187,7 +188,7 @@ def _activation_gib(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> float
     numbers = batched_tokens(engine, gpu) * (4 * model.hidden_size + max(dense, routed))
     logits = (engine.max_num_seqs or DEFAULT_MAX_NUM_SEQS) * model.vocab_size * DTYPE_BYTES["float32"]
     runtime = 0.0 if gpu.datasheet.kind == "cpu" else _RUNTIME_GIB
-    return runtime + (numbers * DTYPE_BYTES[compute_dtype(model, engine)] + logits) / BYTES_PER_GIB
+    return runtime + (numbers * DTYPE_BYTES[compute_dtype(model, engine.dtype)] + logits) / BYTES_PER_GIB
 
 
 def _indivisible(what: str, tp: int, model: ModelSpec, allowed: list[int]) -> str:

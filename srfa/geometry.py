@@ -8,18 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from srfa.precision import ParameterBytes, kv_number_bytes, parameter_bytes
 from srfa.specs import ModelSpec
-
-_BYTES = {"float32": 4.0, "float": 4.0, "bfloat16": 2.0, "float16": 2.0, "half": 2.0, "auto": 2.0}
-_QUANTISED_BYTES = {
-    "fp8": 1.0,
-    "compressed-tensors": 1.0,
-    "int8": 1.0,
-    "awq": 0.5,
-    "gptq": 0.5,
-    "int4": 0.5,
-    "mxfp4": 0.53,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +48,8 @@ class Geometry:
         Floating-point operations for one new token attending one other token, over all layers.
     kv_bytes_per_token
         KV-cache bytes of one token on this GPU, over all layers.
+    stored
+        Bytes of one parameter of each kind.
     """
 
     token_gemms: tuple[Gemm, ...]
@@ -66,33 +58,30 @@ class Geometry:
     experts_on_rank: int
     moe_layers: int
     layers: int
-    weight_bytes_per_parameter: float
     attention_flops_per_pair: float
     kv_bytes_per_token: float
+    stored: ParameterBytes
 
     @property
     def token_parameters(self) -> int:
         """Entries of all matrices that every token passes, experts apart."""
         return sum(gemm.parameters for gemm in self.token_gemms)
 
+    @property
+    def router_parameters(self) -> int:
+        """Entries of the routers: kept in the model's dtype whatever the quantisation."""
+        return sum(gemm.parameters for gemm in self.token_gemms if gemm.name == "router")
 
-def dtype_bytes(dtype: str, model: ModelSpec) -> float:
-    """Bytes of one activation or KV entry; ``auto`` means the model's own dtype."""
-    return _BYTES.get(model.torch_dtype if dtype == "auto" else dtype, 2.0)
+    @property
+    def shared_bytes(self) -> float:
+        """Bytes read whatever the tokens are: every matrix but the routed experts', the head included."""
+        plain = self.router_parameters + self.head.parameters
+        return plain * self.stored.plain + (self.token_parameters - self.router_parameters) * self.stored.linear
 
-
-def weight_bytes_per_parameter(dtype: str, quantization: str | None, model: ModelSpec) -> float:
-    """Bytes of one weight, quantised or not."""
-    if quantization:
-        return _QUANTISED_BYTES.get(quantization.lower(), 1.0)
-    return dtype_bytes(dtype, model)
-
-
-def kv_bytes_per_entry(kv_cache_dtype: str | None, dtype: str, model: ModelSpec) -> float:
-    """Bytes of one KV-cache entry: 1 for an fp8 or int8 cache, else those of the model's dtype."""
-    if kv_cache_dtype and kv_cache_dtype.startswith(("fp8", "int8")):
-        return 1.0
-    return dtype_bytes(dtype, model)
+    @property
+    def expert_bytes(self) -> float:
+        """Bytes of one routed expert on this GPU, over all MoE layers."""
+        return self.expert_parameters * self.stored.experts
 
 
 def geometry(
@@ -100,6 +89,7 @@ def geometry(
     *,
     tensor_parallel_size: int = 1,
     expert_parallel_size: int = 1,
+    data_parallel_size: int = 1,
     dtype: str = "auto",
     quantization: str | None = None,
     kv_cache_dtype: str | None = None,
@@ -107,25 +97,24 @@ def geometry(
     """Cut a model over GPUs and return the busiest one's share.
 
     Attention heads and MLP widths are divided by the tensor-parallel size (KV heads down to one a GPU); with expert
-    parallelism whole experts are divided instead of their widths.
+    parallelism whole experts are divided instead of their widths; data-parallel ranks share the experts' widths.
     """
     tp, ep = tensor_parallel_size, expert_parallel_size
     heads = ceil(model.num_attention_heads / tp)
     dense_layers = model.num_hidden_layers - model.moe_layers
     token_gemms = (*_attention(model, heads, tp), *_mlp(model, tp, dense_layers), *_moe_shared(model, tp))
-    expert_width = model.moe_intermediate_size if ep > 1 else ceil(model.moe_intermediate_size / tp)
+    expert_width = model.moe_intermediate_size if ep > 1 else model.moe_intermediate_size / (tp * data_parallel_size)
     matrices = 3 if model.mlp_gated else 2
-    entry = kv_bytes_per_entry(kv_cache_dtype, dtype, model)
     return Geometry(
         token_gemms=token_gemms,
         head=Gemm("lm_head", ceil(model.vocab_size / tp), model.hidden_size, 1),
-        expert_parameters=matrices * model.hidden_size * expert_width * model.moe_layers,
+        expert_parameters=ceil(matrices * model.hidden_size * expert_width * model.moe_layers),
         experts_on_rank=ceil(model.num_experts / ep) if model.is_moe else 0,
         moe_layers=model.moe_layers,
         layers=model.num_hidden_layers,
-        weight_bytes_per_parameter=weight_bytes_per_parameter(dtype, quantization, model),
         attention_flops_per_pair=2.0 * heads * _pair_width(model) * model.num_hidden_layers,
-        kv_bytes_per_token=_kv_entries(model, tp) * entry * model.num_hidden_layers,
+        kv_bytes_per_token=_kv_entries(model, tp) * kv_number_bytes(model, kv_cache_dtype, dtype),
+        stored=parameter_bytes(model, dtype, quantization),
     )
 
 
@@ -170,7 +159,7 @@ def _moe_shared(model: ModelSpec, tp: int) -> tuple[Gemm, ...]:
     router = Gemm("router", model.num_experts, model.hidden_size, model.moe_layers)
     if model.shared_expert_intermediate_size == 0:
         return (router,)
-    width = ceil(model.shared_expert_intermediate_size / tp)
+    width = ceil(model.n_shared_experts * model.shared_expert_intermediate_size / tp)
     return (router, *_feed_forward("shared_", model, width, model.moe_layers))
 
 
@@ -190,7 +179,7 @@ def _pair_width(model: ModelSpec) -> float:
 
 
 def _kv_entries(model: ModelSpec, tp: int) -> int:
-    """KV-cache entries of one token in one layer on one GPU; MLA's latent vector is not divided."""
+    """KV-cache entries of one token on one GPU, over all layers; MLA's latent vector is not divided."""
     if model.is_mla:
-        return (model.kv_lora_rank or 0) + (model.qk_rope_head_dim or 0)
-    return 2 * max(1, ceil(model.num_key_value_heads / tp)) * model.head_dim
+        return model.num_hidden_layers * ((model.kv_lora_rank or 0) + (model.qk_rope_head_dim or 0))
+    return model.num_hidden_layers * 2 * max(1, ceil(model.num_key_value_heads / tp)) * model.head_dim

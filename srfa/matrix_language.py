@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, PrivateAttr, ValidationError, model_val
 from srfa.catalog import Catalog
 from srfa.document import Document, read_yaml
 from srfa.errors import CatalogError, MatrixError
-from srfa.memory import DTYPE_BYTES, KV_CACHE_DTYPES
+from srfa.precision import DTYPE_BYTES, KV_CACHE_DTYPES
 from srfa.specs import EngineArgs, Spec, Workload
 from srfa.wording import Location, explain, path_text, unknown
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from srfa.catalog import Catalog
-from srfa.geometry import Geometry, dtype_bytes, geometry
+from srfa.geometry import Geometry, geometry
 from srfa.observations import Configuration, Observations
+from srfa.precision import compute_dtype
 from srfa.ragged import FloatArray
 from srfa.specs import GpuSpec, ModelSpec
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
 
 SPEED_OF_LIGHT_MARGIN = 0.8
 """A label under this share of the floor is impossible; the rest is room for rounding. Source: trace contract."""
+
+_FP8_METHODS = frozenset({"fp8", "compressed-tensors", "modelopt"})
+"""Methods whose matrices multiply in 8 bits; the others widen their weights first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def _place(configuration: Configuration, catalog: Catalog) -> Place:
         model,
         tensor_parallel_size=configuration.tensor_parallel_size,
         expert_parallel_size=configuration.expert_parallel_size,
+        data_parallel_size=configuration.data_parallel_size,
         dtype=configuration.dtype,
         quantization=configuration.quantization,
         kv_cache_dtype=configuration.kv_cache_dtype,
@@ -98,8 +103,8 @@ def step_work(observations: Observations, where: tuple[Place, ...]) -> StepWork:
     pairs = new.sum(new.values * (context.values + 0.5 * new.values))
     decode_context = observations.decode_context_tokens.sum()
     tokens = prefill + decode
-    shared_bytes = fact(_shared_weight_bytes)
-    expert_bytes = fact(_expert_bytes)
+    shared_bytes = fact(lambda place: place.shard.shared_bytes)
+    expert_bytes = fact(lambda place: place.shard.expert_bytes)
     return StepWork(
         prefill_flops=prefill * flops_per_token + prefill_reqs * head_flops + pairs * pair_flops,
         decode_flops=decode * flops_per_token + decode_reqs * head_flops + decode_context * pair_flops,
@@ -117,15 +122,6 @@ def _flops_per_token(place: Place) -> float:
     return 2.0 * (shard.token_parameters + shard.expert_parameters * model.num_experts_per_tok / ranks)
 
 
-def _shared_weight_bytes(place: Place) -> float:
-    shard = place.shard
-    return (shard.token_parameters + shard.head.parameters) * shard.weight_bytes_per_parameter
-
-
-def _expert_bytes(place: Place) -> float:
-    return place.shard.expert_parameters * place.shard.weight_bytes_per_parameter
-
-
 def _least_experts(place: Place) -> float:
     return place.model.num_experts_per_tok / place.configuration.expert_parallel_size
 
@@ -141,10 +137,11 @@ def _activated(tokens: FloatArray, fact: Callable[[Callable[[Place], float]], Fl
 def matrix_tflops(place: Place) -> float:
     """Dense matrix rate of the GPU in the precision this configuration computes in."""
     sheet, configuration = place.gpu.datasheet, place.configuration
-    if (configuration.quantization or "").lower() in {"fp8", "compressed-tensors"} and sheet.fp8_tflops:
+    method = configuration.quantization or place.model.quantization or ""
+    if method.lower() in _FP8_METHODS and sheet.fp8_tflops:
         return sheet.fp8_tflops
-    if dtype_bytes(configuration.dtype, place.model) == 2.0 and configuration.dtype in {"float16", "half"}:
-        return sheet.fp16_tflops or sheet.bf16_tflops
+    if compute_dtype(place.model, configuration.dtype) in {"float16", "half"} and sheet.fp16_tflops:
+        return sheet.fp16_tflops
     return sheet.bf16_tflops
 
 

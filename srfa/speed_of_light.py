@@ -43,6 +43,6 @@ def _refuse_invalid_jobs(
     label, least = observations.step_time_us[row], floor[row]
     raise DataInvalidError(
         f"job {jobs[worst]}: {share[worst]:.0%} of its steps are faster than light:"
-        f" {label:.1f} us where {place.model} on {place.gpu} needs at least {least:.1f} us; suspect the wrong clock (time"
-        " inside schedule()), a lag of one step, a wrong unit, or a datasheet with with-sparsity TFLOPS"
+        f" {label:.1f} us where {place.model} on {place.gpu} needs at least {least:.1f} us; suspect the wrong clock"
+        " (time inside schedule()), a lag of one step, a wrong unit, or a datasheet with with-sparsity TFLOPS"
     )

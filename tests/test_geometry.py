@@ -58,6 +58,6 @@ def test_latent_attention_keeps_a_fraction_of_the_kv_bytes():
 def test_quantisation_shrinks_weights_and_leaves_the_kv_cache():
     model = MODELS["meta-llama/Llama-3.1-8B"]
     plain, int4 = geometry(model), geometry(model, quantization="awq")
-    assert (plain.weight_bytes_per_parameter, int4.weight_bytes_per_parameter) == (2.0, 0.5)
+    assert (plain.stored.linear, int4.stored.linear) == (2.0, 4.25 / 8)
     halved = geometry(model, kv_cache_dtype="fp8")
     assert plain.kv_bytes_per_token == int4.kv_bytes_per_token == 2 * halved.kv_bytes_per_token

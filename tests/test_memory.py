@@ -9,13 +9,13 @@ from srfa.catalog import load_catalog
 from srfa.hf_config import load_model_spec
 from srfa.memory import (
     active_parameter_count,
-    compute_dtype,
     kv_bytes_per_token,
     kv_cache_dtype,
     parameter_count,
     rank_parameters,
     weight_bytes,
 )
+from srfa.precision import compute_dtype
 from srfa.specs import EngineArgs
 
 ROOT = Path(__file__).parent.parent
@@ -161,8 +161,8 @@ def test_mla_keeps_one_compressed_vector_on_every_rank():
 
 def test_dtypes_follow_engine_then_checkpoint():
     float32 = LLAMA.model_copy(update={"torch_dtype": "float32"})
-    assert compute_dtype(float32, EngineArgs()) == "bfloat16"
-    assert compute_dtype(float32, EngineArgs(dtype="float32")) == "float32"
+    assert compute_dtype(float32) == "bfloat16"
+    assert compute_dtype(float32, "float32") == "float32"
     assert kv_cache_dtype(LLAMA, EngineArgs(dtype="float16")) == "float16"
     assert kv_cache_dtype(LLAMA, EngineArgs(kv_cache_dtype="fp8")) == "fp8"
 

@@ -16,9 +16,9 @@ from srfa.fit.convex import convex_start
 from srfa.fit.objective import Penalty, Problem, column_scale
 from srfa.fit.search import choose_penalty
 from srfa.fit.softplus import Solution, refine
-from srfa.geometry import dtype_bytes
 from srfa.model import step_time_us
 from srfa.observations import Observations
+from srfa.precision import number_bytes
 from srfa.ragged import FloatArray
 from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, places, step_work
 from srfa.units import BYTES_PER_US_PER_GBPS
@@ -129,7 +129,7 @@ def _moe_us_per_token(place: Place) -> float:
     if not model.is_moe:
         return 0.0
     router = 2.0 * model.hidden_size * model.num_experts * model.moe_layers / flops_per_us(place)
-    routed_bytes = model.num_experts_per_tok * model.hidden_size * dtype_bytes(place.configuration.dtype, model)
+    routed_bytes = model.num_experts_per_tok * model.hidden_size * number_bytes(model, place.configuration.dtype)
     moved = 2.0 * routed_bytes * model.moe_layers
     link = place.gpu.datasheet.link_gbps_per_direction * BYTES_PER_US_PER_GBPS
     rate = link if place.configuration.expert_parallel_size > 1 else bytes_per_us(place)

@@ -1,0 +1,89 @@
+"""Bytes of a number: what dtypes, quantisation methods and KV-cache dtypes cost, by the names vLLM takes for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from srfa.specs import ModelSpec
+
+DTYPE_BYTES: Final = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+"""Bytes of a number, by the names vLLM takes for ``dtype``."""
+_NARROW_KV_BYTES: Final = {
+    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla"), 1.0),
+    **dict.fromkeys(("fp8_per_token_head", "int8_per_token_head"), 1.0),
+    "int4_per_token_head": 0.5,
+    "nvfp4": 0.5625,
+}
+KV_DTYPE_BYTES: Final[dict[str, float]] = {**DTYPE_BYTES, **_NARROW_KV_BYTES}
+"""Bytes of a cached number, scales of a head or token left out."""
+KV_CACHE_DTYPES: Final = ("auto", "bfloat16", "float16", *_NARROW_KV_BYTES)
+"""What this project knows of vLLM 0.32's values for ``kv_cache_dtype`` (``vllm/config/cache.py``)."""
+_BITS_PER_BYTE: Final = 8
+_QUANTIZED_BITS: Final = {
+    "awq": 4.25,
+    "awq_marlin": 4.25,
+    "gptq": 4.25,
+    "gptq_marlin": 4.25,
+    "bitsandbytes": 4.25,
+    "mxfp4": 4.25,
+    "modelopt_fp4": 4.5,
+    "nvfp4": 4.5,
+}
+"""Bits a weight takes with its share of a group's scales: 32 bits for 128 weights, or 8 bits for 32 (16)."""
+_OTHER_QUANTIZED_BITS: Final = 8.0
+_EXPERTS_ONLY: Final = frozenset({"mxfp4"})
+"""Methods that leave attention and dense layers in the model's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterBytes:
+    """Bytes of one parameter, by how it is stored.
+
+    Parameters
+    ----------
+    plain
+        Embeddings, output head, norms, routers: always in the model's dtype.
+    linear
+        Attention, dense MLPs and shared experts.
+    experts
+        Routed experts.
+    """
+
+    plain: float
+    linear: float
+    experts: float
+
+
+def compute_dtype(model: ModelSpec, dtype: str = "auto") -> str:
+    """Return the dtype that vLLM computes in; ``auto`` is the checkpoint's, with float32 served in 16 bits."""
+    return _served(model.torch_dtype) if dtype == "auto" else dtype
+
+
+def number_bytes(model: ModelSpec, dtype: str = "auto") -> float:
+    """Return the bytes of one activation; an unknown dtype counts as 16 bits."""
+    return float(DTYPE_BYTES.get(compute_dtype(model, dtype), 2))
+
+
+def parameter_bytes(model: ModelSpec, dtype: str = "auto", quantization: str | None = None) -> ParameterBytes:
+    """Return the bytes of each kind of parameter; quantisation is the engine's, else the checkpoint's own."""
+    plain = number_bytes(model, dtype)
+    method = quantization or model.quantization
+    experts = _quantized_bytes(model, method) if method else plain
+    return ParameterBytes(plain, plain if method in _EXPERTS_ONLY else experts, experts)
+
+
+def kv_number_bytes(model: ModelSpec, kv_cache_dtype: str | None = None, dtype: str = "auto") -> float:
+    """Return the bytes of one entry of the KV cache; ``auto`` or None is the dtype the model computes in."""
+    known = None if kv_cache_dtype in (None, "auto") else KV_DTYPE_BYTES.get(kv_cache_dtype or "")
+    return number_bytes(model, dtype) if known is None else float(known)
+
+
+def _served(torch_dtype: str) -> str:
+    return torch_dtype if DTYPE_BYTES.get(torch_dtype) == 2 else "bfloat16"
+
+
+def _quantized_bytes(model: ModelSpec, method: str) -> float:
+    if method == model.quantization and model.quantization_bits:
+        return model.quantization_bits / _BITS_PER_BYTE
+    return _QUANTIZED_BITS.get(method.lower(), _OTHER_QUANTIZED_BITS) / _BITS_PER_BYTE
