@@ -16,8 +16,8 @@ from srfa.document import read_yaml
 from srfa.errors import GateFailed, InputError, LimitsError
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError, mean_interval
+from srfa.schema import TOLERATED_SHARE
 from srfa.specs import Spec
-from srfa.speed_of_light import TOLERATED_SHARE
 from srfa.validation_report import FoldReport, ValidationReport
 from srfa.wording import explain
 

@@ -18,9 +18,6 @@ from srfa.ragged import FloatArray
 from srfa.specs import GpuSpec, ModelSpec
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
 
-SPEED_OF_LIGHT_MARGIN = 0.8
-"""A label under this share of the floor is impossible; the rest is room for rounding. Source: trace contract."""
-
 _FP8_METHODS = frozenset({"fp8", "compressed-tensors", "modelopt"})
 """Methods whose matrices multiply in 8 bits; the others widen their weights first."""
 

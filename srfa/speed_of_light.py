@@ -7,10 +7,8 @@ import numpy as np
 from srfa.catalog import Catalog
 from srfa.errors import DataInvalidError
 from srfa.observations import Observations
-from srfa.roofline import SPEED_OF_LIGHT_MARGIN, floor_us
-
-TOLERATED_SHARE = 0.01
-"""Up to this share of a job's steps may break the floor (a torn pair of clock readings); more mark the job invalid."""
+from srfa.roofline import floor_us
+from srfa.schema import SPEED_OF_LIGHT_MARGIN, TOLERATED_SHARE
 
 
 def possible_steps(observations: Observations, catalog: Catalog) -> tuple[Observations, int]:
