@@ -12,7 +12,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
 SPEED_OF_LIGHT_MARGIN: Final = 0.8
-"""A label under this share of its roofline floor is impossible; the rest is room for rounding. Source: trace contract."""
+"""A label under this share of its roofline floor is impossible; the rest is room for rounding (trace contract)."""
 TOLERATED_SHARE: Final = 0.01
 """Up to this share of a job's steps may break the floor (a torn pair of clock readings); more mark the job invalid."""
 METADATA: Final[dict[bytes | str, bytes | str]] = {b"schema_version": str(SCHEMA_VERSION).encode()}

@@ -7,7 +7,7 @@ is data: whoever ingests decides what a failed one means (the flow marks the job
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from srfa.specs import BenchmarkJob, EngineArgs
 from srfa.traces.accounting import TokenAccount, account_tokens
 from srfa.traces.client import ClientResult
 from srfa.traces.findings import GateFinding, JobData
+from srfa.traces.requests import UNMATCHED, client_rows
 from srfa.traces.saturation import check_failures, check_little_law, check_queue_growth
 from srfa.traces.steps import step_entries
 from srfa.traces.tables import canonical_dtype
@@ -199,3 +200,60 @@ def check_speed_of_light(data: JobData, floor_us: NDArray[np.float64]) -> GateFi
             "or a with-sparsity TFLOPS figure in the datasheet"
         )
     return GateFinding.at_most("speed_of_light", count / label_us.size, TOLERATED_SHARE, sentence)
+
+
+def _complete(data: JobData) -> NDArray[np.bool_]:
+    return np.asarray([status in COMPLETE_STATUSES for status in data.requests["finish_status"].to_pylist()], np.bool_)
+
+
+def _tokens_in_flight(data: JobData) -> NDArray[np.int64]:
+    """Return how many tokens too many may have been scheduled, one entry a request."""
+    engine = data.records.engine
+    further = max(engine.batch_queue_size - 1, 0) if engine.async_scheduling else 0
+    stopped = np.asarray([status != "length" for status in data.requests["finish_status"].to_pylist()], np.int64)
+    return further * stopped
+
+
+def _equation(data: JobData, account: TokenAccount, row: int) -> str:
+    terms = {name: int(data.integers(name)[row]) for name in ("prompt_tokens", "output_tokens", "cached_tokens")}
+    return (
+        f"prompt {terms['prompt_tokens']} + output {terms['output_tokens']} - 1 against scheduled "
+        f"{account.scheduled_tokens[row]} + cached {account.first_computed_tokens[row]} (its record says "
+        f"{terms['cached_tokens']}) - recomputed {account.recomputed_tokens[row]} + skipped "
+        f"{account.skipped_tokens[row]}, {data.integers('num_preemptions')[row]} preemptions, "
+        f"{account.falls[row]} falls"
+    )
+
+
+def _for_each_request(
+    data: JobData, rule: str, broken: NDArray[np.bool_], evidence: Callable[[int], str]
+) -> GateFinding:
+    rows = np.flatnonzero(broken)
+    sentence = f"{rows.size} of {broken.size} requests break it"
+    if rows.size:
+        first = int(rows[0])
+        sentence += f"; {data.requests['request_id'][first]}: {evidence(first)}"
+    return GateFinding.at_most(rule, rows.size, 0, sentence)
+
+
+def _compare_by_id(data: JobData, client: ClientResult) -> int:
+    """Count what one side knows alone: delivered requests without an equal on the server, and requests nobody sent."""
+    rows = client_rows(data.requests, client)
+    known = rows != UNMATCHED
+    prompt, output = data.integers("prompt_tokens")[known], data.integers("output_tokens")[known]
+    sent = rows[known]
+    equal = (client.prompt_tokens[sent] == prompt) & (client.output_tokens[sent] == output)
+    delivered = np.zeros(client.succeeded.size, dtype=np.bool_)
+    delivered[sent[equal]] = True
+    return int((client.succeeded & ~delivered).sum() + (_complete(data) & ~known).sum())
+
+
+def _compare_collections(data: JobData, client: ClientResult) -> int:
+    """Count lengths one side has alone; the server may have finished requests whose delivery failed."""
+    done, got = _complete(data), client.succeeded
+    pairs = zip(data.integers("prompt_tokens")[done], data.integers("output_tokens")[done], strict=True)
+    server = Counter((int(prompt), int(output)) for prompt, output in pairs)
+    pairs = zip(client.prompt_tokens[got], client.output_tokens[got], strict=True)
+    received = Counter((int(prompt), int(output)) for prompt, output in pairs)
+    undelivered = int((~got).sum())
+    return (received - server).total() + max(0, (server - received).total() - undelivered)
