@@ -22,7 +22,7 @@ from srfa.errors import SrfaError, UsageError
 from srfa.estimators import estimator_named
 from srfa.export import projection_of, write_blis
 from srfa.gate import check_gate, load_limits
-from srfa.job_folders import find_job_folders, ingest_folder, require_complete, write_observations
+from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
 from srfa.observations import load_observations
@@ -36,7 +36,6 @@ from srfa.validate import cross_predict, read_reports, split_named, write_report
 
 app = typer.Typer(
     name="srfa",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -122,7 +121,8 @@ def ingest(
 
     Example: srfa ingest runs/traces/run_id=local --out runs
     """
-    catalog, folders = common.catalog(), find_job_folders(sources)
+    folders = find_job_folders(sources)
+    catalog = measured_catalog(folders, common.catalog())
     done = []
     with present.progress("ingest") as advance:
         for folder in folders:
@@ -303,7 +303,7 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; only what srfa raises on purpose loses its traceback."""
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        app(args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
     except SrfaError as error:
         present.say(f"error: {error}")
         return error.exit_code

@@ -6,9 +6,11 @@ A job's folder holds its manifest; any folder above it may be named. Tables go t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from srfa.catalog import Catalog
 from srfa.errors import DataInvalidError, IncompleteError, InputError, NothingMeasuredError
 from srfa.observations import from_table
+from srfa.profile import measured_profile
 from srfa.roofline import floor_us
 from srfa.specs import BenchmarkJob, Spec
 from srfa.traces.gates import summarise
-from srfa.traces.ingest import MANIFEST_FILE, IngestedJob, ingest_job
+from srfa.traces.ingest import ENGINE_FILE, MANIFEST_FILE, IngestedJob, ingest_job
 from srfa.traces.tables import write_table
 
 
@@ -76,6 +79,23 @@ def find_job_folders(sources: Sequence[Path]) -> tuple[JobFolder, ...]:
             f"{names}: no {MANIFEST_FILE} in it: no job was completed, so there is nothing to do"
         )
     return tuple(found[key] for key in sorted(found))
+
+
+def measured_catalog(folders: Sequence[JobFolder], catalog: Catalog) -> Catalog:
+    """Return the catalogue with the figures that CPU profiles had on the machines that measured these jobs.
+
+    Raises
+    ------
+    DataInvalidError
+        An engine file or the probe in it is malformed.
+    """
+    probes: dict[str, list[Mapping[str, Any]]] = {}
+    for folder in folders:
+        if probe := _probe(folder.path / ENGINE_FILE):
+            probes.setdefault(folder.job.gpu, []).append(probe)
+    for name, documents in probes.items():
+        catalog = catalog.with_gpu(measured_profile(catalog.resolve_gpu(name), documents))
+    return catalog
 
 
 def ingest_folder(folder: JobFolder, catalog: Catalog, out: Path) -> tuple[IngestedFolder, pa.Table | None]:
@@ -141,6 +161,17 @@ class _Floor:
 
 def _tables(found: IngestedJob) -> tuple[tuple[str, pa.Table], ...]:
     return (("jobs", found.jobs), ("steps", found.steps), ("requests", found.requests))
+
+
+def _probe(engine_file: Path) -> Mapping[str, Any] | None:
+    """Return what the machine was measured to do before the job, None where it was not measured."""
+    if not engine_file.exists():
+        return None
+    try:
+        probe = json.loads(engine_file.read_text()).get("probe")
+    except (ValueError, AttributeError) as error:
+        raise DataInvalidError(f"{engine_file}: not a JSON object ({error}); measure the job again") from error
+    return probe if isinstance(probe, dict) else None
 
 
 def _job_folder(manifest: Path) -> JobFolder:

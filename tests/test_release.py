@@ -1,0 +1,136 @@
+import hashlib
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from srfa import release as module
+from srfa.catalog import load_catalog
+from srfa.coefficients import FitConfig, read_coefficients
+from srfa.estimators import estimator_named
+from srfa.export import check_blis
+from srfa.figures import draw_figures
+from srfa.gate import Limits, check_gate
+from srfa.provenance import provenance_of
+from srfa.release import Material, publish, read_release, release_id
+from srfa.report_folder import write_report
+from srfa.validate import cross_predict, read_reports
+
+LIMITS = Limits.model_validate({"splits": {"leave-one-gpu-out": {"max_mape_pct": 1000}}})
+
+
+@pytest.fixture(scope="module")
+def material(planted, shipped):
+    roofline = estimator_named("roofline")
+    fitted = roofline.fit(roofline.features(planted, shipped), FitConfig())
+    fitted = fitted.model_copy(update={"provenance": provenance_of(planted, {"planted": "00"})})
+    kept = cross_predict(roofline, planted, shipped, split="leave-one-gpu-out", config=FitConfig())
+    decision = check_gate([kept.report], LIMITS)
+    return Material(fitted, (kept.report,), decision, planted, shipped, held_out=kept.held_out)
+
+
+@pytest.fixture(scope="module")
+def published(material, tmp_path_factory):
+    releases = tmp_path_factory.mktemp("releases")
+    return releases / publish(material, releases).release_id
+
+
+def test_a_release_holds_everything_and_says_the_hash_of_each_file(published):
+    release = read_release(published)
+    there = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
+    assert there == {*release.files, "provenance.json"}
+    assert there >= {
+        "coefficients.json",
+        "report.json",
+        "report.md",
+        "verdict.json",
+        "held_out.parquet",
+        "parity.png",
+        "residuals.png",
+        "workloads.png",
+        "export/defaults.yaml",
+        "export/hardware_config.json",
+        "hardware/h100-sxm-80gb.json",
+        "models/mistralai/Mixtral-8x7B-v0.1/config.json",
+    }
+    for name, digest in release.files.items():
+        assert hashlib.sha256((published / name).read_bytes()).hexdigest() == digest
+    assert release.passed
+    assert release.provenance.job_ids
+
+
+def test_the_facts_in_a_release_predict_what_it_was_published_with(material, published):
+    facts = load_catalog(published / "hardware", published / "models")
+    roofline, fitted = estimator_named("roofline"), read_coefficients(published / "coefficients.json")
+    again = roofline.predict(fitted, roofline.features(material.observations, facts))
+    before = roofline.predict(material.coefficients, roofline.features(material.observations, material.catalog))
+    assert np.array_equal(again, before)
+
+
+def test_the_report_of_a_release_is_a_baseline(material, published):
+    assert read_reports(published / "report.json") == material.reports
+    assert check_gate(material.reports, LIMITS, read_reports(published / "report.json")).passed
+
+
+def test_publishing_again_leaves_the_release_untouched(material, published):
+    before = {path: path.stat().st_mtime_ns for path in published.rglob("*")}
+    assert publish(material, published.parent) == read_release(published)
+    assert {path: path.stat().st_mtime_ns for path in published.rglob("*")} == before
+    assert [path.name for path in published.parent.iterdir()] == [published.name]
+
+
+def test_a_release_elsewhere_of_the_same_material_is_equal_byte_by_byte(material, published, tmp_path):
+    assert publish(material, tmp_path) == read_release(published)
+
+
+def test_another_verdict_is_another_release(material):
+    strict = Limits.model_validate({"splits": {"time": {}}})
+    other = Material(
+        material.coefficients,
+        material.reports,
+        check_gate(material.reports, strict),
+        material.observations,
+        material.catalog,
+    )
+    assert release_id(other) != release_id(material)
+
+
+def test_a_release_that_cannot_be_finished_leaves_nothing(material, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module, "write_blis", fail)
+    with pytest.raises(OSError, match="disk full"):
+        publish(material, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_pictures_with_ink(published):
+    for name in ("parity.png", "residuals.png", "workloads.png"):
+        picture = matplotlib.image.imread(published / name)
+        assert min(picture.shape[:2]) > 200
+        assert picture[..., :3].std() > 0.01
+
+
+def test_no_held_out_row_draws_no_figure(material, tmp_path):
+    assert draw_figures(material.held_out.slice(0, 0), tmp_path) == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["html", "md"])
+def test_a_report_is_written_from_a_release(published, tmp_path, suffix):
+    write_report(published, tmp_path / "new" / f"report.{suffix}")
+    text = (tmp_path / "new" / f"report.{suffix}").read_text()
+    assert "Verdict: passed" in text
+    assert "a100-sxm-80gb" in text
+    assert ("base64" in text) == (suffix == "html")
+
+
+def test_the_export_of_a_release_is_what_blis_accepts(published):
+    yaml = pytest.importorskip("yaml")
+    check_blis(yaml.safe_load((published / "export" / "defaults.yaml").read_text()))
+    assert set(json.loads((published / "export" / "hardware_config.json").read_text())) == {
+        "a100-sxm-80gb",
+        "h100-sxm-80gb",
+    }
