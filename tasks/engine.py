@@ -22,7 +22,7 @@ _OK: Final = 200
 _POLL_S: Final = 0.2
 _LAST_WORDS_S: Final = 5.0
 """How long a server that lost its engine may take to end."""
-_WARMUP_PROMPT: Final = (1,) * 64
+_WARMUP_PROMPT: Final = (5,) * 64
 _WARMUP_TOKENS: Final = 8
 
 

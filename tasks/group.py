@@ -126,7 +126,7 @@ def _measure_into(
 
 
 def run_probe(workplace: Workplace) -> Path:
-    """Measure what this CPU profile can do, alone on its core, and return the figures' file.
+    """Measure what this CPU profile can do in the job's data type, before the server runs; return the figures' file.
 
     Raises
     ------
@@ -134,7 +134,8 @@ def run_probe(workplace: Workplace) -> Path:
         ``engine_start`` where the probe fails, ``timeout`` where it does not end; with the last lines of its log.
     """
     settings, figures = workplace.settings, workplace.folder / "probe.json"
-    with workplace.start((*settings.probe_command, "--out", str(figures)), "probe.log") as process:
+    flags = ("--out", str(figures), "--dtype", workplace.dtype)
+    with workplace.start((*settings.probe_command, *flags), "probe.log") as process:
         status = process.wait(settings.probe_timeout_s)
         if status == 0 and figures.is_file():
             return figures

@@ -10,9 +10,11 @@ from pathlib import Path
 from pydantic import Field, JsonValue, PositiveFloat
 
 from srfa.specs import BenchmarkJob, GpuSpec, Spec
+from srfa.traces.tables import canonical_dtype
 from tasks.engine_environment import bound_cores, engine_environment
 from tasks.engine_package import write_engine_package
 from tasks.process import SupervisedProcess
+from tasks.tiny_models import write_tiny_model
 
 
 class EngineSettings(Spec):
@@ -80,10 +82,9 @@ class Workplace:
         self.gpu = gpu
         self.settings = settings
         self.folder = folder
+        self.dtype = canonical_dtype(_dtype(job, hf_config))
         self.model_source = job.model if hf_config is None else str(folder / "model")
         if hf_config is not None:
-            from tasks.tiny_models import write_tiny_model
-
             write_tiny_model(dict(hf_config), folder / "model")
         self.environment = engine_environment(
             os.environ,
@@ -110,3 +111,11 @@ class Workplace:
             grace_s=self.settings.stop_grace_s,
             talks=talks,
         )
+
+
+def _dtype(job: BenchmarkJob, hf_config: Mapping[str, JsonValue] | None) -> str:
+    """Return the data type the engine computes in; bfloat16 where neither job nor facts say."""
+    if job.engine.dtype != "auto":
+        return job.engine.dtype
+    facts = hf_config or {}
+    return str(facts.get("torch_dtype") or facts.get("dtype") or "bfloat16")
