@@ -75,7 +75,9 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
 
 def run_collect_and_train() -> None:
     """Parse the command line and run; never returns."""
-    typer.run(collect_and_train_command)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(collect_and_train_command)
+    app()
 
 
 def ended(run: Callable[[], None]) -> None:
