@@ -19,8 +19,7 @@ import typer
 from srfa import present
 from srfa.coefficients import read_coefficients, write_coefficients
 from srfa.errors import SrfaError, UsageError
-from srfa.estimators import estimator_named
-from srfa.export import projection_of, write_blis
+from srfa.folds import split_named
 from srfa.gate import check_gate, load_limits
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
@@ -28,11 +27,11 @@ from srfa.matrix import load_matrix
 from srfa.observations import load_observations
 from srfa.options import Common, amounts, with_common
 from srfa.plan import plan as plan_campaign
-from srfa.predictions import predict_files
 from srfa.provenance import file_hashes, provenance_of
-from srfa.report_folder import write_report
-from srfa.speed_of_light import possible_steps
-from srfa.validate import cross_predict, read_reports, split_named, write_reports
+from srfa.validation_report import read_reports, write_reports
+
+# Verbs that fit or draw import their module when they run: cvxpy, scipy and matplotlib take seconds to load, which
+# 'srfa expand' and 'srfa --help' need not wait for.
 
 app = typer.Typer(
     name="srfa",
@@ -153,6 +152,9 @@ def fit(
 
     Example: srfa fit observations.parquet --estimator srfa-seed --out coefficients.json
     """
+    from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
+    from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
+
     chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
     steps, n_left_out = possible_steps(load_observations(observations), catalog)
     if n_left_out:
@@ -180,6 +182,8 @@ def predict(
 
     Example: srfa predict observations.parquet --coefficients coefficients.json --out predicted.parquet
     """
+    from srfa.predictions import predict_files  # noqa: PLC0415 - see above
+
     summary = predict_files(observations, read_coefficients(coefficients), common.catalog(), out)
     if common.as_json:
         present.show_json(summary)
@@ -204,6 +208,9 @@ def validate(
 
     Example: srfa validate observations.parquet --split leave-one-gpu-out --split time --out report.json
     """
+    from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
+    from srfa.validate import cross_predict  # noqa: PLC0415 - see above
+
     chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
     splits, steps, results = [split_named(name) for name in split], load_observations(observations), []
     origin = provenance_of(steps, file_hashes(observations))
@@ -262,6 +269,9 @@ def export(
 
     Example: srfa export observations.parquet --coefficients coefficients.json --format blis --out export
     """
+    from srfa.export import projection_of, write_blis  # noqa: PLC0415 - see above
+    from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
+
     fitted = read_coefficients(coefficients)
     if target is ExportFormat.JSON:
         written: tuple[Path, ...] = (out / "coefficients.json",)
@@ -294,6 +304,8 @@ def report(
 
     Example: srfa report releases/1f2e3d4c5b6a --out report.html
     """
+    from srfa.report_folder import write_report  # noqa: PLC0415 - see above
+
     write_report(folder, out)
     if common.as_json:
         present.show_json({"written": str(out)})

@@ -8,22 +8,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from srfa.coefficients import Coefficients
-from srfa.gate import GateDecision
-from srfa.job_folders import IngestedFolder
-from srfa.matrix import Expansion
-from srfa.metrics import Errors
-from srfa.plan import Plan
 from srfa.report import COEFFICIENT_HEADS, FOLD_HEADS, coefficient_rows, fold_rows
-from srfa.specs import BenchmarkJob
-from srfa.validate import Progress as Callback
-from srfa.validation_report import ValidationReport
+
+if TYPE_CHECKING:
+    from srfa.coefficients import Coefficients
+    from srfa.gate import GateDecision
+    from srfa.job_folders import IngestedFolder
+    from srfa.matrix import Expansion
+    from srfa.metrics import Errors
+    from srfa.plan import Plan
+    from srfa.specs import BenchmarkJob
+    from srfa.validate import Progress as Callback
+    from srfa.validation_report import ValidationReport
+
 
 _WIDTH_OF_A_PIPE = 200
 """Columns a table may take where nobody looks at a terminal: enough that nothing is cut."""

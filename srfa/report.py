@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from srfa.blis import BlisProjection
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
 from srfa.specs import JobOutcome, Skipped
 from srfa.validation_report import FoldReport, ValidationReport
+
+if TYPE_CHECKING:
+    from srfa.blis import BlisProjection
 
 FOLD_HEADS = ("held out", "steps", "jobs", "MAPE %", "95 % interval", "median %", "P90 %", "bias %", "MAE us", "fit")
 

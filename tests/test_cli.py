@@ -1,0 +1,271 @@
+import json
+import re
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from srfa import cli
+from srfa.cli import app, main
+from srfa.coefficients import read_coefficients
+from srfa.export import check_blis
+from srfa.validate import read_reports
+from tests.planted import GPUS, planted_table, scaled_labels
+from tests.steps import ROOT
+
+VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report"}
+LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
+MATRIX = """
+name: test
+axes:
+  models: [Qwen/Qwen3-8B]
+  gpus: [h100-sxm-80gb]
+  parallelism:
+    - {tensor_parallel_size: 1}
+    - {tensor_parallel_size: 3}
+workloads:
+  short: {random_input_len: 64, random_output_len: 32}
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    path = tmp_path_factory.mktemp("observations") / "observations.parquet"
+    pq.write_table(planted_table(noise=0.02), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def fitted(measured, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fitted") / "c.json"
+    assert run("fit", measured, "--estimator", "roofline", "--out", path) == 0
+    return str(path)
+
+
+def run(*arguments):
+    folders = [] if arguments[0] in {"--help"} else ["--gpus", ROOT / "hardware", "--models", ROOT / "models"]
+    return main([str(part) for part in (*arguments, *folders)])
+
+
+def validated(measured, *more):
+    return run(
+        "validate", measured, "--split", "leave-one-gpu-out", "--estimator", "roofline", "--out", "r.json", *more
+    )
+
+
+def test_the_verbs_are_those_that_work_and_no_others(capsys):
+    assert {command.callback.__name__ for command in app.registered_commands} == VERBS
+    assert main([]) == 0
+    assert set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE)) >= VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help_with_an_example_and_the_common_options(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: srfa {verb} " in text
+    for option in ("--gpus", "--models", "--seed", "--jobs", "--json"):
+        assert option in text
+
+
+def test_the_installed_command_starts():
+    done = subprocess.run([sys.executable, "-m", "srfa.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "srfa [OPTIONS] COMMAND" in done.stdout or "COMMAND" in done.stdout
+
+
+def test_expand_lists_jobs_and_the_reason_of_each_skipped_cell(tmp_path, capsys):
+    (tmp_path / "m.yaml").write_text(MATRIX)
+    assert run("expand", "m.yaml", "--explain") == 0
+    text = capsys.readouterr().out
+    assert "1 jobs" in text
+    assert "num_attention_heads=32" in text
+    assert run("expand", "m.yaml", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [len(document["jobs"]), len(document["skipped"])] == [1, 1]
+    assert document["jobs"][0]["workload"]["name"] == "short"
+
+
+def test_plan_adds_up_server_starts_and_cost(tmp_path, capsys):
+    (tmp_path / "m.yaml").write_text(MATRIX)
+    assert run("plan", "m.yaml", "--price", "h100-sxm-80gb=2", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["server_starts"] == document["jobs"] == 1
+    assert document["cost"] == pytest.approx(2 * document["gpu_hours"])
+    assert run("plan", "m.yaml") == 0
+
+
+def test_fit_writes_coefficients_with_provenance_and_shows_units(measured, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "new/c.json") == 0
+    fit = read_coefficients(cli.Path("new/c.json"))
+    assert fit.provenance.gpus == GPUS
+    assert list(fit.provenance.data_sha256) == ["observations.parquet"]
+    assert len(fit.provenance.job_ids) == 18
+    assert fit.provenance.library_versions["numpy"]
+    shown = capsys.readouterr()
+    assert "us/log(1 + requests)" in shown.out
+    assert "wrote new/c.json" in shown.err
+
+
+def test_json_goes_to_stdout_alone_and_words_to_stderr(measured, capsys):
+    assert run("fit", measured, "--estimator", "roofline", "--out", "c.json", "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["estimator"] == "roofline"
+    assert "wrote c.json" in shown.err
+
+
+def test_a_config_file_and_a_seed_reach_the_fit(measured, tmp_path):
+    (tmp_path / "fit.yaml").write_text("huber_delta: [0.2]\nwarmup_steps: 1\n")
+    assert run("fit", measured, "--estimator", "roofline", "--config", "fit.yaml", "--seed", 3, "--out", "c.json") == 0
+    config = read_coefficients(cli.Path("c.json")).config
+    assert (config.huber_delta, config.warmup_steps, config.seed) == ((0.2,), 1, 3)
+
+
+def test_predict_keeps_every_row_and_column_and_adds_one(measured, fitted, tmp_path, capsys):
+    table = planted_table(noise=0.02)
+    valid = [row % 5 != 0 for row in range(table.num_rows)]
+    table = table.append_column("valid", pa.array(valid)).append_column("my_note", pa.array(range(table.num_rows)))
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert run("predict", "in.parquet", measured, "--coefficients", fitted, "--out", "new/out.parquet") == 0
+    out = pq.read_table("new/out.parquet")
+    assert out.num_rows == 2 * table.num_rows
+    assert set(out.column_names) == {*table.column_names, "predicted_step_time_us"}
+    predicted = out["predicted_step_time_us"].to_pylist()
+    assert [value is not None for value in predicted[: table.num_rows]] == valid
+    assert predicted[1] == predicted[table.num_rows + 1]
+    assert "MAPE" in capsys.readouterr().out
+
+
+def test_predicting_a_prediction_replaces_the_column(fitted, measured):
+    assert run("predict", measured, "--coefficients", fitted, "--out", "one.parquet") == 0
+    assert run("predict", "one.parquet", "--coefficients", fitted, "--out", "two.parquet") == 0
+    assert pq.read_table("one.parquet").equals(pq.read_table("two.parquet"))
+
+
+def test_validate_takes_several_splits_and_keeps_predictions(measured, capsys):
+    assert validated(measured, "--split", "time", "--predictions", "held_out.parquet") == 0
+    assert [report.split for report in read_reports(cli.Path("r.json"))] == ["leave-one-gpu-out", "time"]
+    assert set(pq.read_table("held_out.parquet")["split"].to_pylist()) == {"leave-one-gpu-out", "time"}
+    text = capsys.readouterr().out
+    assert "95 % interval" in text
+    assert all(gpu in text for gpu in GPUS)
+
+
+def test_an_impossible_split_is_told_and_is_no_error(measured, tmp_path, capsys):
+    table = pq.read_table(measured)
+    pq.write_table(table.filter([gpu == GPUS[0] for gpu in table["gpu"].to_pylist()]), "one.parquet")
+    assert (
+        run("validate", "one.parquet", "--split", "leave-one-gpu-out", "--estimator", "roofline", "--out", "r.json")
+        == 0
+    )
+    assert "not possible" in capsys.readouterr().err
+
+
+def test_gate_passes_and_fails_by_exit_code(measured, tmp_path, capsys):
+    assert validated(measured) == 0
+    (tmp_path / "wide.yaml").write_text(LIMITS.format(1000))
+    (tmp_path / "tight.yaml").write_text(LIMITS.format(0.001))
+    assert run("gate", "r.json", "--limits", "wide.yaml", "--baseline", "r.json") == 0
+    capsys.readouterr()
+    assert run("gate", "r.json", "--limits", "tight.yaml", "--json") == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["passed"] is False
+    assert f"leave-one-gpu-out, {GPUS[0]} held out: MAPE" in shown.err
+
+
+def test_export_copies_json_and_projects_for_blis(measured, fitted, capsys):
+    assert run("export", "--coefficients", fitted, "--out", "copy") == 0
+    assert read_coefficients(cli.Path("copy/coefficients.json")) == read_coefficients(cli.Path(fitted))
+    assert run("export", measured, "--coefficients", fitted, "--format", "blis", "--out", "blis") == 0
+    check_blis(yaml.safe_load(cli.Path("blis/defaults.yaml").read_text()))
+
+
+def test_blis_without_observations_is_a_usage_error(fitted, capsys):
+    assert run("export", "--coefficients", fitted, "--format", "blis", "--out", "blis") == 2
+    assert "name the observation files" in capsys.readouterr().err
+    assert not cli.Path("blis").exists()
+
+
+def test_report_is_one_html_file(measured):
+    assert validated(measured, "--predictions", "held_out.parquet") == 0
+    cli.Path("r.json").rename("report.json")
+    assert run("report", ".", "--out", "out/report.html") == 0
+    assert [path.name for path in cli.Path("out").iterdir()] == ["report.html"]
+    assert "data:image/png" in cli.Path("out/report.html").read_text()
+
+
+def faster_than_light(path):
+    pq.write_table(scaled_labels(planted_table(), 1e-3), path)
+
+
+def wrong_clock(path):
+    pq.write_table(pa.table({"step.id": [1], "step.duration_us": [300]}), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "verb", "code", "says"),
+    [
+        (wrong_clock, "fit", 5, "step.duration_us is the CPU time inside schedule"),
+        (faster_than_light, "fit", 5, "faster than light"),
+        (faster_than_light, "validate", 5, "faster than light"),
+        (lambda path: path.write_text("no parquet"), "fit", 2, "not a Parquet file"),
+        (lambda path: None, "fit", 2, "no such file"),
+    ],
+)
+def test_bad_observations_end_with_their_code_and_write_nothing(make, verb, code, says, tmp_path, capsys):
+    make(tmp_path / "bad.parquet")
+    more = ["--split", "time"] if verb == "validate" else []
+    assert run(verb, "bad.parquet", "--out", "out.json", *more) == code
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fit", "{measured}", "--estimator", "srfa-sead", "--out", "c.json"], "did you mean 'srfa-seed'"),
+        (["validate", "{measured}", "--split", "leave-one-gpu", "--out", "r.json"], "did you mean 'leave-one-gpu-out'"),
+        (["fit", "{measured}"], "--out"),
+        (["fit", "{measured}", "--out", "c.json", "--jobs", "0"], "--jobs"),
+        (["fits"], "fits"),
+        (["gate", "none.json"], "none.json"),
+        (["predict", "{measured}", "--coefficients", "none.json", "--out", "p.parquet"], "srfa fit"),
+        (["expand", "none.yaml"], "none.yaml"),
+        (["plan", str(ROOT / "matrix.yaml"), "--price", "h100"], "NAME=AMOUNT"),
+        (["report", ".", "--out", "report.pdf"], "ends in .html or .md"),
+        (["ingest", "nowhere", "--out", "."], "no such folder"),
+    ],
+)
+def test_wrong_usage_and_bad_input_end_with_2_and_say_what_to_do(arguments, says, measured, capsys):
+    assert run(*(part.format(measured=measured) for part in arguments)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_faulty_config_names_its_line(measured, tmp_path, capsys):
+    (tmp_path / "fit.yaml").write_text("# settings\nhuber_delta: [0.2]\nwarm_up: 3\n")
+    assert run("fit", measured, "--config", "fit.yaml", "--out", "c.json") == 2
+    assert "fit.yaml:3: unknown key 'warm_up'; did you mean 'warmup_steps'?" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
+
+
+def test_a_folder_without_a_finished_job_ends_with_4(tmp_path, capsys):
+    (tmp_path / "traces" / "job_id=1").mkdir(parents=True)
+    assert run("ingest", "traces", "--out", "out") == 4
+    assert "no job was completed" in capsys.readouterr().err
+
+
+def test_what_srfa_did_not_raise_on_purpose_keeps_its_traceback(measured, monkeypatch):
+    def fault(_):
+        raise ZeroDivisionError("a fault of the program")
+
+    monkeypatch.setattr(cli, "load_observations", fault)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", measured, "--out", "c.json")

@@ -1,0 +1,50 @@
+"""The command line on public measurements; skipped where they are absent."""
+
+import json
+
+import pytest
+
+from srfa.cli import main
+from srfa.coefficients import read_coefficients
+from srfa.validate import read_reports
+from tests.steps import ROOT
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main([*map(str, arguments), "--gpus", f"{ROOT}/hardware", "--models", f"{ROOT}/models"])
+
+
+def test_srfa_seed_fits_and_validates_across_gpus(shared_data, run, tmp_path, capsys):
+    steps = shared_data / "steps_a100_h100.parquet"
+    assert run("fit", steps, "--estimator", "srfa-seed", "--out", "c.json") == 0
+    assert read_coefficients(tmp_path / "c.json").converged
+    assert run("validate", steps, "--split", "leave-one-gpu-out", "--estimator", "srfa-seed", "--out", "r.json") == 0
+    (report,) = read_reports(tmp_path / "r.json")
+    assert [fold.held_out for fold in report.folds] == ["a100-sxm-80gb", "h100-sxm-80gb"]
+    assert all(20 < fold.errors.mape_pct < 50 for fold in report.folds)
+    assert "h100-sxm-80gb" in capsys.readouterr().out
+
+
+def test_the_projection_onto_blis_is_within_its_strictness(shared_data, run, tmp_path):
+    steps = shared_data / "steps_a100_h100.parquet"
+    assert run("fit", steps, "--estimator", "roofline", "--out", "c.json") == 0
+    assert run("export", steps, "--coefficients", "c.json", "--format", "blis", "--out", "blis") == 0
+    assert set(json.loads((tmp_path / "blis" / "hardware_config.json").read_text())) == {
+        "a100-sxm-80gb",
+        "h100-sxm-80gb",
+    }
+
+
+def test_time_inside_schedule_is_refused_as_a_label(shared_data, run, capsys):
+    assert run("fit", shared_data / "raw_step_summaries_h100.parquet", "--out", "c.json") == 5
+    assert "step.duration_us" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["steps_rtxpro6000_mixed", "steps_h100_vllm_traces", "steps_splitwise_llama2_70b"])
+def test_every_public_file_can_be_validated_by_job(shared_data, run, tmp_path, name):
+    steps = shared_data / f"{name}.parquet"
+    assert run("validate", steps, "--split", "leave-one-job-out", "--estimator", "roofline", "--out", "r.json") == 0
+    (report,) = read_reports(tmp_path / "r.json")
+    assert report.pooled.mape_pct < 100
