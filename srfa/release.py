@@ -105,12 +105,15 @@ def publish(material: Material, releases: Path) -> Release:
     releases.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=releases))
     try:
-        release = _write(material, partial, folder.name)
+        _write(material, partial, folder.name)
         partial.chmod(0o755)
         partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another writer was faster with the same content
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return release
+    return read_release(folder)
 
 
 def read_release(folder: Path) -> Release:
@@ -118,7 +121,7 @@ def read_release(folder: Path) -> Release:
     return Release.model_validate_json((folder / RELEASE_FILE).read_text())
 
 
-def _write(material: Material, folder: Path, name: str) -> Release:
+def _write(material: Material, folder: Path, name: str) -> None:
     coefficients, provenance = material.coefficients, material.coefficients.provenance
     write_coefficients(coefficients, folder / COEFFICIENTS_FILE)
     write_reports(material.reports, folder / REPORT_FILE)
@@ -136,7 +139,6 @@ def _write(material: Material, folder: Path, name: str) -> Release:
         files=_hashes(folder),
     )
     (folder / RELEASE_FILE).write_text(release.model_dump_json(indent=1) + "\n")
-    return release
 
 
 def _write_report(material: Material, projection: BlisProjection, folder: Path) -> None:

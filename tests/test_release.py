@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -104,6 +105,21 @@ def test_a_release_that_cannot_be_finished_leaves_nothing(material, tmp_path, mo
     with pytest.raises(OSError, match="disk full"):
         publish(material, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_writer_that_loses_the_race_returns_the_release_that_is_there(
+    material, published, tmp_path, monkeypatch
+):
+    write_blis = module.write_blis
+
+    def overtaken(*arguments):
+        if not (tmp_path / published.name).exists():
+            shutil.copytree(published, tmp_path / published.name)
+        return write_blis(*arguments)
+
+    monkeypatch.setattr(module, "write_blis", overtaken)
+    assert publish(material, tmp_path) == read_release(published)
+    assert [path.name for path in tmp_path.iterdir()] == [published.name]
 
 
 def test_figures_are_pictures_with_ink(published):
