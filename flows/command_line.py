@@ -5,7 +5,6 @@ A flow runs in this process; Prefect's API is the one that is configured, or a t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +102,7 @@ def with_summary(store_uri: str, run_id: str, flow: Callable[[], object]) -> Non
         flow()
     finally:
         if store.version(key) != before:
-            show_summary(read_summary(store, run_id), store, Console(file=sys.stdout))
+            show_summary(read_summary(store, run_id), store)
 
 
 def site_of(

@@ -1,33 +1,31 @@
-"""What a run shows at its end: jobs that failed, the folds, where the release lies, the verdict."""
+"""What a run shows at its end: its jobs, the folds, where the release lies, the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
-from rich.table import Table
 
+from srfa.present import show_report, show_table
 from srfa.validation_report import ReportFile, ValidationReport
 from tasks.publish import release_prefix
-from tasks.stages import fold_table
 from tasks.store import TraceStore
 from tasks.summary import JOB_HEADS, RunSummary, job_rows
 
 
-def show_summary(summary: RunSummary, store: TraceStore, console: Console) -> None:
-    """Print jobs, folds, release and verdict."""
+def show_summary(summary: RunSummary, store: TraceStore) -> None:
+    """Print jobs, folds, release and verdict to stdout."""
+    console = Console(highlight=False, soft_wrap=True)
     if summary.jobs:
-        console.print(_table("Jobs", JOB_HEADS, job_rows(summary.jobs)))
+        show_table(JOB_HEADS, job_rows(summary.jobs), "jobs, failed ones first")
         console.print(_counts(summary))
     if summary.release_id is None:
         return
-    folds = fold_table(_reports(store, summary.release_id))
-    console.print(
-        _table("Folds: each row was predicted by a fit that never saw it", tuple(folds[0]) if folds else (), folds)
-    )
-    console.print(f"release: {place(store.uri)}/{release_prefix(summary.release_id)}", soft_wrap=True)
+    for report in _reports(store, summary.release_id):
+        show_report(report)
+    console.print(f"release: {place(store.uri)}/{release_prefix(summary.release_id)}", markup=False)
     _show_verdict(summary, console)
 
 
@@ -36,19 +34,18 @@ def place(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.scheme != "file":
         return uri.rstrip("/")
-    folder = Path(unquote(parts.path))
-    here = Path.cwd()
+    folder, here = Path(unquote(parts.path)), Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _show_verdict(summary: RunSummary, console: Console) -> None:
     if summary.passed:
         pointer = "it is the latest now" if summary.latest else "a newer one stays the latest"
-        console.print(f"[bold green]verdict: passed[/]; {pointer}", soft_wrap=True)
+        console.print(f"[bold green]verdict: passed[/]; {pointer}")
         return
-    console.print("[bold red]verdict: failed[/]; the latest release stays what it was", soft_wrap=True)
+    console.print("[bold red]verdict: failed[/]; the latest release stays what it was")
     for sentence in summary.broken:
-        console.print(f"  {sentence}", soft_wrap=True, markup=False)
+        console.print(f"  {sentence}", markup=False)
 
 
 def _counts(summary: RunSummary) -> str:
@@ -63,12 +60,3 @@ def _counts(summary: RunSummary) -> str:
 
 def _reports(store: TraceStore, release_id: str) -> Sequence[ValidationReport]:
     return ReportFile.model_validate_json(store.get(f"{release_prefix(release_id)}/report.json")).reports
-
-
-def _table(
-    title: str, heads: Iterable[str], rows: Iterable[dict[str, str | int | float]] | list[dict[str, str]]
-) -> Table:
-    table = Table(*heads, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    return table

@@ -73,20 +73,30 @@ class JobBoard:
 
 
 def job_name(job: BenchmarkJob) -> str:
-    """Return what people call a job: id, model, GPU, engine arguments that were asked for, workload."""
-    asked = job.engine.model_dump(exclude_defaults=True, exclude={"load_format", "enforce_eager", "dtype"})
-    tokens = asked.get("max_num_batched_tokens")
-    chunk = f" chunk {tokens}" if tokens else ""
-    parallel = "".join(
-        f" {short}{size}"
-        for short, size in (
-            ("TP", job.engine.tensor_parallel_size),
-            ("DP", job.engine.data_parallel_size),
-            ("EP", job.engine.expert_parallel_size),
-        )
-        if size > 1
+    """Return what people call a job: id, model, GPU, what is special about its server, workload."""
+    server = server_text(job)
+    return f"{job.job_id} {job.model} on {job.gpu}{f' {server}' if server else ''}, {job.workload.name}"
+
+
+def server_text(job: BenchmarkJob) -> str:
+    """Return what sets a server apart from others of its model and GPU, in short.
+
+    >>> from srfa.specs import EngineArgs, Workload
+    >>> engine = EngineArgs(tensor_parallel_size=4, max_num_batched_tokens=512)
+    >>> job = BenchmarkJob(model="m", gpu="g", engine=engine, workload=Workload(name="w"), engine_version="0.32.0")
+    >>> server_text(job)
+    'TP4 chunk 512'
+    """
+    engine = job.engine
+    sizes = (
+        ("TP", engine.tensor_parallel_size),
+        ("DP", engine.data_parallel_size),
+        ("EP", engine.expert_parallel_size),
     )
-    return f"{job.job_id} {job.model} on {job.gpu}{parallel}{chunk}, {job.workload.name}"
+    words = [f"{short}{size}" for short, size in sizes if size > 1]
+    words += [f"chunk {engine.max_num_batched_tokens}"] if engine.max_num_batched_tokens else []
+    words += [f"offload {engine.cpu_offload_gb:g} GB"] if engine.cpu_offload_gb else []
+    return " ".join(words)
 
 
 @contextmanager

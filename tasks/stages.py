@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ from tasks.ingest import (
 from tasks.progress import JobBoard, run_log
 from tasks.publish import LatestRelease, move_latest, upload_release
 from tasks.store import TraceStore
-from tasks.summary import job_rows
+from tasks.summary import JOB_HEADS, job_rows
 
 _PASSING: Final = frozenset({"store", "worker_lost"})
 """Failures that another attempt may not meet again; jobs that were measured meanwhile are not measured twice."""
@@ -182,7 +182,9 @@ def publish_release(
 @task(name="record-jobs", cache_policy=NO_CACHE)
 def record_jobs(jobs: tuple[JobData, ...]) -> None:
     """Show every job with status and reason on the run's page."""
-    create_table_artifact(table=list(job_rows(jobs)), key="jobs", description="Jobs of the run, failed ones first.")
+    create_table_artifact(
+        table=_records(JOB_HEADS, job_rows(jobs)), key="jobs", description="Jobs of the run, failed ones first."
+    )
 
 
 @task(name="record-verdict", cache_policy=NO_CACHE)
@@ -194,11 +196,12 @@ def record_verdict(reports: Sequence[ValidationReport], report: str) -> None:
 
 def fold_table(reports: Sequence[ValidationReport]) -> list[dict[str, str]]:
     """Return one row a fold: its split, then the columns of the report."""
-    return [
-        dict(zip(("split", *FOLD_HEADS), (report.split, *row), strict=True))
-        for report in reports
-        for row in fold_rows(report)
-    ]
+    rows = [(report.split, *row) for report in reports for row in fold_rows(report)]
+    return _records(("split", *FOLD_HEADS), rows)
+
+
+def _records(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[dict[str, str]]:
+    return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
 def _pointer(release: Release) -> LatestRelease:

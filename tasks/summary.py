@@ -6,12 +6,25 @@ from collections import Counter
 from typing import Literal
 
 from srfa.errors import GateFailed, IncompleteError, NothingMeasuredError, SrfaError
-from srfa.specs import BenchmarkJob, Spec
+from srfa.specs import Spec
 from tasks.ingest import JobData
-from tasks.progress import job_name
+from tasks.progress import server_text
 from tasks.store import TraceStore
 
-JOB_HEADS = ("job", "status", "reason", "steps", "usable", "requests", "seconds", "tokens conserved")
+JOB_HEADS = (
+    "job",
+    "model",
+    "GPU",
+    "server",
+    "workload",
+    "status",
+    "reason",
+    "steps",
+    "usable",
+    "requests",
+    "seconds",
+    "tokens conserved",
+)
 
 
 class RunSummary(Spec):
@@ -88,10 +101,9 @@ def failures(jobs: tuple[JobData, ...]) -> str:
     return f"{counts}; the first: {jobs[0].outcome.message}" if jobs else "there was none"
 
 
-def job_rows(jobs: tuple[JobData, ...]) -> list[dict[str, str | int | float]]:
-    """Return one row a job under :data:`JOB_HEADS`, failed ones first."""
-    ordered = sorted(jobs, key=lambda data: data.outcome.status)
-    return [_job_row(data) for data in ordered]
+def job_rows(jobs: tuple[JobData, ...]) -> list[tuple[str, ...]]:
+    """Return one row of text a job under :data:`JOB_HEADS`, failed ones first."""
+    return [_job_row(data) for data in sorted(jobs, key=lambda data: data.outcome.status)]
 
 
 def summary_key(run_id: str) -> str:
@@ -109,22 +121,16 @@ def read_summary(store: TraceStore, run_id: str) -> RunSummary:
     return RunSummary.model_validate_json(store.get(summary_key(run_id)))
 
 
-def _job_row(data: JobData) -> dict[str, str | int | float]:
-    outcome = data.outcome
-    conserved = {True: "yes", False: "NO", None: "-"}[data.tokens_conserved]
-    reason = f"{outcome.reason}: {outcome.message}" if outcome.reason else ""
-    values = (
-        _name(outcome.job_id, data.job),
+def _job_row(data: JobData) -> tuple[str, ...]:
+    outcome, job = data.outcome, data.job
+    return (
+        outcome.job_id,
+        *((job.model, job.gpu, server_text(job), job.workload.name) if job else ("", "", "", "")),
         outcome.status,
-        reason,
-        outcome.n_steps,
-        data.n_observations,
-        outcome.n_requests,
-        round(outcome.wall_s, 1),
-        conserved,
+        f"{outcome.reason}: {outcome.message}" if outcome.reason else "",
+        str(outcome.n_steps),
+        str(data.n_observations),
+        str(outcome.n_requests),
+        f"{outcome.wall_s:.1f}",
+        {True: "yes", False: "NO", None: "-"}[data.tokens_conserved],
     )
-    return dict(zip(JOB_HEADS, values, strict=True))
-
-
-def _name(job_id: str, job: BenchmarkJob | None) -> str:
-    return job_name(job) if job else job_id
