@@ -28,10 +28,12 @@ _POLL_S: Final = 1.0
 _OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024
 _MANY: Final = 64
 """More than the GPUs of any machine: where all are of one type, Ray's own count of them is the limit."""
-_QUIET: Final[Mapping[str, str]] = {
+_RAY_ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray gives its workers the lowest priority; an engine below one would be measured with it.
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -105,7 +107,7 @@ def connected(settings: ClusterSettings, gpus: Iterable[GpuSpec] = ()) -> Iterat
 
 
 def _initialise(settings: ClusterSettings, gpus: Iterable[GpuSpec]) -> None:
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_ENVIRONMENT.items()})
     common: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if settings.address is not None:
         ray.init(address=settings.address, **common)

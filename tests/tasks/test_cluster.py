@@ -91,6 +91,15 @@ class TestOnRay:
         assert [outcome.status for outcome in outcomes] == ["measured"] * 3, outcomes
         wait_for(lambda: not engine_processes())
 
+    def test_the_engine_runs_with_the_priority_of_its_caller(self, group, request_):
+        hanging = with_faults(request_, load_command="load_hangs")
+        brief = hanging.settings.model_copy(update={"load_timeout_s": 1.0})
+        request = hanging.model_copy(update={"settings": brief})
+        thread, _ = in_thread(lambda: run_group_on_ray(group, request, FAST))
+        wait_for(lambda: any("serve" in process.info["cmdline"] for process in engine_processes()))
+        assert {process.nice() for process in engine_processes()} == {psutil.Process().nice()}
+        thread.join(60)
+
     def test_a_group_no_node_can_hold_is_unschedulable_in_bounded_time(self, group, request_):
         gpu = request_.gpu.model_copy(update={"name": "h100-sxm-80gb"})
         begin = time.monotonic()
@@ -119,15 +128,15 @@ class TestOnRay:
             return lambda: run_group_on_ray(group, request.model_copy(update={"settings": settings}), FAST)
 
         threads = [in_thread(hanging(name))[0] for name in ("cpu-test", "cpu-other")]
-        wait_for(lambda: sum("serve" in process.cmdline()[2:4] for process in engine_processes()) == 2)
+        wait_for(lambda: sum("serve" in process.info["cmdline"][2:4] for process in engine_processes()) == 2)
         for thread in threads:
             thread.join(60)
 
     def test_kill_9_of_the_ray_worker_leaves_no_process_and_tells_worker_lost(self, group, request_):
         request = with_faults(request_, serve_command="tree,deaf", load_command="load_hangs")
         thread, answers = in_thread(lambda: run_group_on_ray(group, request, FAST))
-        wait_for(lambda: sum("load" in process.cmdline()[-1:] for process in engine_processes()) >= 1)
-        wait_for(lambda: any("serve" in process.cmdline() for process in engine_processes()))
+        wait_for(lambda: sum("load" in process.info["cmdline"][-1:] for process in engine_processes()) >= 1)
+        wait_for(lambda: any("serve" in process.info["cmdline"] for process in engine_processes()))
         processes = engine_processes()
         descendants = worker_of(processes).children(recursive=True)
         worker_of(processes).kill()

@@ -69,7 +69,14 @@ def wait_for(condition, limit_s):
 
 
 def living(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if is_living(process)]
+
+
+def is_living(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def workers_below(root):
