@@ -80,7 +80,7 @@ def run_scenarios(folder, names):
     """Run engine_driver's scenarios to their end."""
     with launch(folder, names) as driver:
         try:
-            status = driver.wait(timeout=280)
+            status = driver.wait(timeout=570)
         finally:
             driver.kill()
     if status != 0:

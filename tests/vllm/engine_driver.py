@@ -141,12 +141,14 @@ def scenario_killed(folder):
     """Kill the engine core while it decodes. Comes last: vLLM's client does not survive it."""
     engine = build(folder / "dense")
     generate(engine, prompts(2, 16), 2)
-    threading.Timer(0.7, kill_and_leave, [core_pid(engine)]).start()
+    threading.Thread(target=kill_at_work, args=(core_pid(engine), folder / "killed.jsonl")).start()
     for round_number in range(1000):
         generate(engine, prompts(16, 16, seed=round_number), 200)
 
 
-def kill_and_leave(pid):
+def kill_at_work(pid, trace):
+    while trace.read_bytes().count(b"\n") < 40:
+        time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)
     os._exit(0)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 STEP_FIELDS = {
     "record", "step_id", "t_schedule_start_ns", "t_schedule_end_ns", "t_output_ns", "step_cpu_time_ns",
@@ -175,7 +175,7 @@ def test_sigkill_of_the_engine_core_loses_at_most_the_last_line(engine_folder):
     lines = (engine_folder / "killed.jsonl").read_text().split("\n")
     records = [json.loads(line) for line in lines[:-1]]
     step_ids = [record["step_id"] for record in records if record["record"] == "step"]
-    assert len(step_ids) > 5
+    assert len(step_ids) > 20
     assert step_ids == list(range(len(step_ids)))
 
 
