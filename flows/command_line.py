@@ -5,6 +5,8 @@ A flow runs in this process; Prefect's API is the one that is configured, or a t
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,7 +75,8 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
 
 
 def run_collect_and_train() -> None:
-    """Parse the command line and run; never returns."""
+    """Parse the command line and run; never returns. ``SIGTERM`` ends what was started, as an interrupt does."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(collect_and_train_command)
     app()

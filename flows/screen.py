@@ -19,7 +19,9 @@ def show_summary(summary: RunSummary, store: TraceStore) -> None:
     """Print jobs, folds, release and verdict to stdout."""
     console = Console(highlight=False, soft_wrap=True)
     if summary.jobs:
-        show_table(JOB_HEADS, job_rows(summary.jobs), "jobs, failed ones first")
+        show_table(JOB_HEADS[:-1], [row[:-1] for row in job_rows(summary.jobs)], "jobs, failed ones first")
+        for data in summary.failed:
+            console.print(f"  {data.outcome.job_id}: {data.outcome.message}", markup=False)
         console.print(_counts(summary))
     if summary.release_id is None:
         return
@@ -42,10 +44,8 @@ def _show_verdict(summary: RunSummary, console: Console) -> None:
     if summary.passed:
         pointer = "it is the latest now" if summary.latest else "a newer one stays the latest"
         console.print(f"[bold green]verdict: passed[/]; {pointer}")
-        return
-    console.print("[bold red]verdict: failed[/]; the latest release stays what it was")
-    for sentence in summary.broken:
-        console.print(f"  {sentence}", markup=False)
+    else:
+        console.print("[bold red]verdict: failed[/]; the latest release stays what it was")
 
 
 def _counts(summary: RunSummary) -> str:

@@ -18,12 +18,13 @@ JOB_HEADS = (
     "server",
     "workload",
     "status",
-    "reason",
     "steps",
     "usable",
     "requests",
     "seconds",
     "tokens conserved",
+    "reason",
+    "message",
 )
 
 
@@ -127,10 +128,11 @@ def _job_row(data: JobData) -> tuple[str, ...]:
         outcome.job_id,
         *((job.model, job.gpu, server_text(job), job.workload.name) if job else ("", "", "", "")),
         outcome.status,
-        f"{outcome.reason}: {outcome.message}" if outcome.reason else "",
         str(outcome.n_steps),
         str(data.n_observations),
         str(outcome.n_requests),
         f"{outcome.wall_s:.1f}",
         {True: "yes", False: "NO", None: "-"}[data.tokens_conserved],
+        outcome.reason or "",
+        outcome.message,
     )

@@ -66,7 +66,7 @@ def test_one_measured_job_is_something(good, bad):
 def test_rows_have_the_failed_jobs_first_and_say_whether_tokens_are_conserved(good, bad):
     rows = [dict(zip(JOB_HEADS, row, strict=True)) for row in job_rows((good, bad))]
     assert [row["status"] for row in rows] == ["failed", "measured"]
-    assert rows[0]["reason"] == "engine_died: out of memory"
+    assert (rows[0]["reason"], rows[0]["message"]) == ("engine_died", "out of memory")
     assert [row["tokens conserved"] for row in rows] == ["-", "yes"]
 
 
