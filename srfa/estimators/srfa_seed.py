@@ -55,7 +55,7 @@ class SrfaSeedEstimator:
             Fewer than 20 steps are left.
         """
         features = prepare(features, config)
-        problem = _problem(features)
+        problem = problem_of(features)
         penalty = choose_penalty(problem, features.job_index, config)
         start = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed)
         solution = refine(problem, penalty, start, max_iterations=config.max_iterations)
@@ -161,7 +161,8 @@ def _compute(observations: Observations, where: tuple[Place, ...]) -> Block:
     return Block.of(columns, observations.n_steps)
 
 
-def _problem(features: FeatureMatrix) -> Problem:
+def problem_of(features: FeatureMatrix) -> Problem:
+    """Scale the features into the problem that the solvers see; the imbalance is the last linear column."""
     y = features.step_time_us
     linear = np.hstack([features.blocks["fixed"].values, features.blocks["moe"].values])
     compute = features.blocks["compute"].values
