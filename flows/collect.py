@@ -69,3 +69,9 @@ def _outcomes(
     group: EngineGroup, run_id: str, result: tuple[JobOutcome, ...] | BaseException
 ) -> tuple[JobOutcome, ...]:
     return lost_group(group, run_id, result) if isinstance(result, BaseException) else result
+
+
+if __name__ == "__main__":
+    from flows.command_line import collect_command, run_command
+
+    run_command(collect_command)

@@ -52,6 +52,6 @@ def collect_and_train(
 
 
 if __name__ == "__main__":
-    from flows.command_line import run_collect_and_train
+    from flows.command_line import collect_and_train_command, run_command
 
-    run_collect_and_train()
+    run_command(collect_and_train_command)

@@ -1,4 +1,4 @@
-"""The main flow from a shell: ``python -m flows.collect_and_train --help``. The exit code is the error's, else 0.
+"""The flows from a shell: ``python -m flows.collect_and_train --help``. The exit code is the error's, else 0.
 
 A flow runs in this process; Prefect's API is the one that is configured, or a temporary server.
 """
@@ -74,11 +74,76 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
     ended(run)
 
 
-def run_collect_and_train() -> None:
+def collect_command(  # noqa: PLR0913, PLR0917 - one parameter an option
+    matrix: MatrixFile = Path("examples/local.yaml"),
+    store: StoreUri = "runs",
+    run_id: RunId = None,
+    resume: Resume = False,
+    site: SiteFile = None,
+    hardware: Hardware = None,
+    models: Models = None,
+    ray_address: RayAddress = None,
+) -> None:
+    """Measure a matrix on real engines and ingest its traces; nothing is fitted."""
+
+    def run() -> None:
+        from flows.collect import collect  # noqa: PLC0415 - as above
+
+        where = site_of(site, hardware=hardware, models=models, ray_address=ray_address, out=None)
+        campaign = prepare_campaign(matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC))
+        with_summary(
+            campaign.store_uri, campaign.run_id, lambda: collect(matrix, store, campaign.run_id, resume, where)
+        )
+
+    ended(run)
+
+
+def train_command(  # noqa: PLR0913, PLR0917 - one parameter an option
+    observations: Annotated[list[Path] | None, typer.Argument(help="Observation files; none: --run-id.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="A run in the store, whose traces are ingested anew.")] = None,
+    store: StoreUri = "runs",
+    limits: LimitsFile = Path("examples/gate-local.yaml"),
+    estimator: EstimatorName = "srfa-seed",
+    site: SiteFile = None,
+    hardware: Hardware = None,
+    models: Models = None,
+    out: Out = None,
+) -> None:
+    """Fit, validate, gate and publish from observation files or a run in the store; nothing is measured."""
+
+    def run() -> None:
+        from flows.train import train  # noqa: PLC0415 - as above
+
+        where = site_of(site, hardware=hardware, models=models, ray_address=None, out=out)
+        files = tuple(observations or ())
+        if run_id is None:
+            show_summary(train(files, run_id, store, limits, estimator, where), open_store(store))
+        else:
+            with_summary(store, run_id, lambda: train(files, run_id, store, limits, estimator, where))
+
+    ended(run)
+
+
+def gate_command(
+    report: Annotated[Path, typer.Argument(help="report.json of a release, or of srfa validate.")],
+    limits: LimitsFile = Path("examples/gate-local.yaml"),
+    baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
+) -> None:
+    """Judge a report by limits and a baseline, as a flow run that is kept; srfa gate does it without Prefect."""
+
+    def run() -> None:
+        from flows.gate import gate  # noqa: PLC0415 - as above
+
+        gate(report, limits, baseline)
+
+    ended(run)
+
+
+def run_command(command: Callable[..., None]) -> None:
     """Parse the command line and run; never returns. ``SIGTERM`` ends what was started, as an interrupt does."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(collect_and_train_command)
+    app.command()(command)
     app()
 
 

@@ -25,3 +25,9 @@ def gate(report: Path, limits: Path = Path("examples/gate-local.yaml"), baseline
     create_table_artifact(table=rows, key="verdict", description="Every rule that was looked at.")
     decision.require_passed()
     return decision
+
+
+if __name__ == "__main__":
+    from flows.command_line import gate_command, run_command
+
+    run_command(gate_command)

@@ -104,3 +104,9 @@ def _dataset_of_run(store: TraceStore, run_id: str, catalog: Catalog) -> tuple[t
     record_jobs(jobs)
     require_measured(jobs)
     return jobs, load_run(store, run_id, jobs, measured)
+
+
+if __name__ == "__main__":
+    from flows.command_line import run_command, train_command
+
+    run_command(train_command)

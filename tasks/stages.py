@@ -95,11 +95,14 @@ def lost_group(group: EngineGroup, run_id: str, error: BaseException) -> tuple[J
 def ingest_run(
     store: TraceStore, run_id: str, jobs: Sequence[JobData], catalog: Catalog
 ) -> tuple[tuple[JobData, ...], Catalog]:
-    """Ingest every measured job, store tables and observations; return what was found, and the measured catalogue."""
+    """Ingest every measured job, store tables and observations; return what was found, and the measured catalogue.
+
+    In order of job id, so that the same traces make the same observations, whatever order they were measured in.
+    """
     log = run_log()
     measured = measured_catalog(store, jobs, catalog)
     found, observations = [], []
-    for data in jobs:
+    for data in sorted(jobs, key=lambda one: one.outcome.job_id):
         checked, ingested = ingest_stored_job(store, data, measured, run_id)
         found.append(checked)
         if ingested is not None:

@@ -135,3 +135,34 @@ def test_the_command_ends_with_1_where_the_gate_says_no(deployed, store_folder, 
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert "verdict: failed" in finished.stdout
     assert "tokens conserved in 7 of 7 jobs" in finished.stdout
+
+
+def test_train_alone_makes_the_release_the_whole_flow_made(passed, deployed, store_folder, inputs):
+    store = open_store(str(store_folder))
+    releases = set(store.list("releases/"))
+    finished = deployed.run(
+        sys.executable,
+        *("-m", "flows.train", "--run-id", "r1", "--store", str(store_folder), "--limits", str(inputs / "wide.yaml")),
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "verdict: passed" in finished.stdout
+    assert set(store.list("releases/")) == releases
+
+
+def test_train_takes_observation_files_from_anywhere(passed, deployed, store_folder, inputs, tmp_path):
+    observations = store_folder / "observations" / "run_id=r1" / "observations.parquet"
+    finished = deployed.run(
+        sys.executable,
+        *("-m", "flows.train", str(observations), "--store", str(tmp_path), "--limits", str(inputs / "wide.yaml")),
+        *("--estimator", "roofline"),
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "roofline, leave-one-gpu-out" in finished.stdout
+
+
+def test_gate_alone_judges_a_kept_report(passed, deployed, store_folder, inputs):
+    report = next(store_folder.glob("releases/*/report.json"))
+    limits = str(inputs / "narrow.yaml")
+    finished = deployed.run(sys.executable, "-m", "flows.gate", str(report), "--limits", limits)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert deployed.artifacts(deployed.last_run()).keys() == {"verdict"}
