@@ -35,17 +35,23 @@ def collect(
         site: What differs between installations.
     """
     campaign = prepare_campaign(matrix, store, site, run_id=run_id, resume=resume, now=datetime.now(UTC))
-    jobs, _ = measure_and_ingest(campaign)
-    require_measured(jobs)
-    summary = RunSummary(
-        run_id=campaign.run_id, store_uri=campaign.store_uri, jobs=jobs, n_skipped=len(campaign.expansion.skipped)
-    )
-    store_summary(campaign.store, summary)
+    summary, _ = measure_and_ingest(campaign)
     return concluded(summary)
 
 
-def measure_and_ingest(campaign: Campaign) -> tuple[tuple[JobData, ...], Catalog]:
-    """Run the campaign's groups, ingest what they left, show the jobs; return them and the measured catalogue."""
+def measure_and_ingest(campaign: Campaign) -> tuple[RunSummary, Catalog]:
+    """Run the campaign's groups, ingest what they left, show and keep how the jobs ended.
+
+    Returns
+    -------
+    tuple
+        The summary so far, and the catalogue with the figures that profiles had where they were measured.
+
+    Raises
+    ------
+    NothingMeasuredError
+        No job left a usable step.
+    """
     log, n_jobs, n_groups = run_log(), len(campaign.jobs), len(campaign.groups)
     log.info("run %s: %d jobs on %d servers, into %s", campaign.run_id, n_jobs, n_groups, campaign.store_uri)
     outcomes = measure_groups(campaign)
@@ -53,7 +59,11 @@ def measure_and_ingest(campaign: Campaign) -> tuple[tuple[JobData, ...], Catalog
     collected = [JobData(outcome=outcome, job=by_id[outcome.job_id]) for outcome in outcomes]
     jobs, catalog = ingest_run(campaign.store, campaign.run_id, collected, campaign.catalog)
     record_jobs(jobs)
-    return jobs, catalog
+    n_skipped = len(campaign.expansion.skipped)
+    summary = RunSummary(run_id=campaign.run_id, store_uri=campaign.store_uri, jobs=jobs, n_skipped=n_skipped)
+    store_summary(campaign.store, summary)
+    require_measured(jobs)
+    return summary, catalog
 
 
 def measure_groups(campaign: Campaign) -> tuple[JobOutcome, ...]:

@@ -16,7 +16,7 @@ from srfa.estimators import estimator_named
 from srfa.gate import load_limits
 from tasks.campaign import THIS_MACHINE, Site, prepare_campaign
 from tasks.stages import load_run
-from tasks.summary import RunSummary, concluded, require_measured, store_summary
+from tasks.summary import RunSummary, concluded, store_summary
 
 
 @flow(name="collect-and-train")
@@ -42,10 +42,9 @@ def collect_and_train(
     """
     request = TrainingRequest(estimator_named(estimator).name, load_limits(limits), site.out)
     campaign = prepare_campaign(matrix, store, site, run_id=run_id, resume=resume, now=datetime.now(UTC))
-    jobs, catalog = measure_and_ingest(campaign)
-    require_measured(jobs)
-    dataset = load_run(campaign.store, campaign.run_id, jobs, catalog)
-    run = Run(campaign.run_id, jobs, campaign.expansion.skipped)
+    measured, catalog = measure_and_ingest(campaign)
+    dataset = load_run(campaign.store, campaign.run_id, measured.jobs, catalog)
+    run = Run(campaign.run_id, measured.jobs, campaign.expansion.skipped)
     summary = train_and_publish(campaign.store, dataset, request, run=run)
     store_summary(campaign.store, summary)
     return concluded(summary)

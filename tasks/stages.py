@@ -47,6 +47,7 @@ from tasks.summary import JOB_HEADS, job_rows
 _PASSING: Final = frozenset({"store", "worker_lost"})
 """Failures that another attempt may not meet again; jobs that were measured meanwhile are not measured twice."""
 _ATTEMPTS: Final = 2
+_GROUP_NAME: Final = "measure {group.first.model} on {group.first.gpu}, group {group.group_id}"
 
 
 def _store_error(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:  # noqa: ARG001 - Prefect's signature
@@ -58,7 +59,11 @@ _RETRIES: Final = 3
 _DELAYS_S: Final[list[float]] = [5, 20, 60]
 
 
-@task(name="measure-group", task_run_name="measure {group.first.model} on {group.first.gpu}", cache_policy=NO_CACHE)
+@task(
+    name="measure-group",
+    task_run_name=_GROUP_NAME,
+    cache_policy=NO_CACHE,
+)
 def measure_group(group: EngineGroup, campaign: Campaign, board: JobBoard) -> tuple[JobOutcome, ...]:
     """Measure the jobs of one engine group on the cluster; never raises for what happens to a job."""
     board.start(group)

@@ -15,12 +15,14 @@ pytestmark = [pytest.mark.prefect, pytest.mark.ray, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def store_folder(inputs, tmp_path_factory):
-    """A store with the traces of run ``r1``, and of run ``r2`` in which one job's trace is torn."""
+    """A store with the traces of run ``r1``, of ``r2`` in which one job's trace is torn, of ``r3`` in which all are."""
     folder = tmp_path_factory.mktemp("store")
     every = jobs(inputs / "matrix.yaml")
     record_run(str(folder), "r1", every)
     record_run(str(folder), "r2", every[1:])
     record_job(str(folder), "r2", every[0], torn=True)
+    for job in every:
+        record_job(str(folder), "r3", job, torn=True)
     return folder
 
 
@@ -166,3 +168,15 @@ def test_gate_alone_judges_a_kept_report(passed, deployed, store_folder, inputs)
     finished = deployed.run(sys.executable, "-m", "flows.gate", str(report), "--limits", limits)
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert deployed.artifacts(deployed.last_run()).keys() == {"verdict"}
+
+
+def test_nothing_usable_ends_with_4_and_still_shows_every_job(deployed, store_folder, inputs):
+    finished = deployed.run(
+        sys.executable,
+        *("-m", "flows.collect", "--matrix", str(inputs / "matrix.yaml"), "--run-id", "r3", "--resume"),
+        *("--store", str(store_folder)),
+    )
+    assert finished.returncode == 4, finished.stdout + finished.stderr
+    assert "0 of 8 jobs measured" in finished.stdout
+    assert "none of 8 jobs left a usable step: 8 x data_gate" in finished.stderr
+    assert deployed.artifacts(deployed.last_run())["jobs"].count("data_gate") == 8

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from srfa.traces.client import parse_client
@@ -62,11 +63,34 @@ def test_a_short_run_of_long_requests_is_not_taken_for_an_overload(toy, make_job
     assert check_queue_growth(data, job.workload).passed
 
 
+def test_a_burst_at_the_end_of_a_short_run_is_not_taken_for_an_overload(toy, make_job):
+    """Four of thirty-two requests arrive last and together: bursts do that at a quarter of the engine's capacity."""
+    run = toy([(20, 40)] * 32, max_seqs=8, every_ns=NS_PER_S // 4)
+    job = make_job(request_rate=4.0, num_prompts=32, burstiness=0.25)
+    records = parse_trace(run.lines())
+    requests = requests_table(records, None, job).to_pandas().sort_values("t_queued_ns")
+    shift = requests.t_queued_ns.iloc[-4:].max() - requests.t_queued_ns.iloc[-4:]
+    for name in ("t_queued_ns", "t_finished_ns"):
+        requests.loc[shift.index, name] += shift
+    table = pa.Table.from_pandas(requests, preserve_index=False)
+    finding = check_little_law(JobData(records, job.engine, steps_table(records, job), table, None), job.workload)
+    assert finding.value > 0.1
+    assert finding.passed
+
+
 def test_a_closed_loop_may_queue(data_at, make_job):
     data, _ = data_at(10.0)
     closed = make_job().workload
     assert check_little_law(data, closed).passed
     assert check_queue_growth(data, closed).passed
+
+
+def test_a_bound_on_concurrency_closes_the_loop_where_it_binds(data_at):
+    data, workload = data_at(4.0)
+    assert check_little_law(data, workload.model_copy(update={"max_concurrency": 10})).passed
+    assert check_queue_growth(data, workload.model_copy(update={"max_concurrency": 10})).passed
+    never_binds = workload.model_copy(update={"max_concurrency": workload.num_prompts})
+    assert not check_little_law(data, never_binds).passed
 
 
 @pytest.mark.parametrize("n_requests", [0, 1])
