@@ -50,9 +50,9 @@ def check_little_law(data: JobData, workload: Workload) -> GateFinding:
     arrival. At a load of ``rho`` times what the engine can serve that is ``1 - 1/rho`` of all time. The end of a
     steady run explains ``E[w^2] / (2 E[w] T)`` of it, with ``w`` the time in system of the first half of the arrivals
     and ``T`` the span: that much is allowed on top of the 10 %, at most one half. Under overload it is
-    ``(rho - 1) / 6``, so that a long run is still refused at every ``rho`` above 1.15. How many requests are in the system
-    when the last one arrives is itself random; one standard error of that, ``sqrt(L / burstiness) / n`` with ``L`` the
-    mean number in the system and ``n`` the arrivals, is allowed too: it matters in short bursty runs only.
+    ``(rho - 1) / 6``, so that a long run is still refused at every ``rho`` above 1.15. How many requests are in the
+    system when the last one arrives is itself random; one standard error of that, ``sqrt(L / burstiness) / n`` with
+    ``L`` the mean number in the system and ``n`` the arrivals, is allowed too: it matters in short bursty runs only.
     """
     queued_us, finished_us = _stays(data)
     span = float(np.ptp(queued_us)) if queued_us.size else 0.0
