@@ -1,7 +1,7 @@
 """Data gates about load: failed requests, and queues that only grow.
 
-A closed loop (an infinite request rate, or a ``max_concurrency`` below the number of requests) fills the engine on purpose
-and cannot fill it without bound: only open-loop jobs are held to the queue rules.
+A closed loop (an infinite request rate, or a ``max_concurrency`` below the number of requests) fills the engine on
+purpose and cannot fill it without bound: only open-loop jobs are held to the queue rules.
 """
 
 from __future__ import annotations
