@@ -29,23 +29,24 @@ def store_folder(inputs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def passed(deployed, store_folder, inputs):
     """The first run: it passes."""
-    return _run(deployed, store_folder, inputs, run_id="r1", limits="wide.yaml")
+    return _run(deployed, store_folder, inputs, limits="wide.yaml")
 
 
 @pytest.fixture(scope="module")
 def failed(passed, deployed, store_folder, inputs):
     """The second run, of the same traces under limits that nothing meets."""
     before = _tree(store_folder)
-    return *_run(deployed, store_folder, inputs, run_id="r1", limits="narrow.yaml"), before
+    return *_run(deployed, store_folder, inputs, limits="narrow.yaml", estimator="roofline"), before
 
 
-def _run(server, store_folder, inputs, *, run_id, limits):
+def _run(server, store_folder, inputs, *, limits, run_id="r1", estimator="srfa-seed"):
     finished = server.deployment_run(
         matrix=str(inputs / "matrix.yaml"),
         limits=str(inputs / limits),
         store=str(store_folder),
         run_id=run_id,
         resume=True,
+        estimator=estimator,
     )
     return finished, server.last_run()
 
@@ -118,7 +119,7 @@ def test_a_failed_job_takes_no_other_with_it_and_ends_the_command_with_3(deploye
     finished = deployed.run(
         sys.executable,
         *("-m", "flows.collect_and_train", "--matrix", str(inputs / "matrix.yaml"), "--run-id", "r2", "--resume"),
-        *("--limits", str(inputs / "wide.yaml"), "--store", str(store_folder)),
+        *("--limits", str(inputs / "wide.yaml"), "--store", str(store_folder), "--estimator", "roofline"),
     )
     assert finished.returncode == 3, finished.stdout + finished.stderr
     assert "7 of 8 jobs measured" in finished.stdout
@@ -132,7 +133,7 @@ def test_the_command_ends_with_1_where_the_gate_says_no(deployed, store_folder, 
     finished = deployed.run(
         sys.executable,
         *("-m", "flows.collect_and_train", "--matrix", str(inputs / "matrix.yaml"), "--run-id", "r2", "--resume"),
-        *("--limits", str(inputs / "narrow.yaml"), "--store", str(store_folder)),
+        *("--limits", str(inputs / "narrow.yaml"), "--store", str(store_folder), "--estimator", "roofline"),
     )
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert "verdict: failed" in finished.stdout
