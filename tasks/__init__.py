@@ -1,0 +1,1 @@
+"""Orchestration, where and how often: placement, processes, stores, publishing."""
