@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from srfa.precision import ParameterBytes, kv_number_bytes, parameter_bytes
+from srfa.precision import ByStorage, kv_number_bytes, parameter_bytes
 from srfa.specs import ModelSpec
 
 
@@ -60,7 +60,7 @@ class Geometry:
     layers: int
     attention_flops_per_pair: float
     kv_bytes_per_token: float
-    stored: ParameterBytes
+    stored: ByStorage
 
     @property
     def token_parameters(self) -> int:

@@ -6,35 +6,9 @@ extra heads or biases that are not in :class:`~srfa.specs.ModelSpec`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from srfa.geometry import Geometry, geometry
-from srfa.precision import compute_dtype, parameter_bytes
+from srfa.precision import ByStorage, compute_dtype, parameter_bytes
 from srfa.specs import EngineArgs, ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class RankParameters:
-    """Parameters that one rank holds, by how they are stored.
-
-    Parameters
-    ----------
-    plain
-        Embeddings, output head, norms, routers: always in the model's dtype.
-    linear
-        Attention, dense MLPs and shared experts.
-    experts
-        Routed experts.
-    """
-
-    plain: float
-    linear: float
-    experts: float
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.plain + self.linear + self.experts
 
 
 def parameter_count(model: ModelSpec) -> int:
@@ -55,7 +29,7 @@ def active_parameter_count(model: ModelSpec) -> int:
     return round(rank.plain + rank.linear + rank.experts * share)
 
 
-def rank_parameters(model: ModelSpec, engine: EngineArgs) -> RankParameters:
+def rank_parameters(model: ModelSpec, engine: EngineArgs) -> ByStorage:
     """Return what one rank of the server holds: its shard's matrices, its part of the embeddings, the norms.
 
     Attention, MLPs and embeddings are split over tensor ranks (KV heads at least one a rank; MLA's down projections
@@ -64,7 +38,7 @@ def rank_parameters(model: ModelSpec, engine: EngineArgs) -> RankParameters:
     shard = _shard(model, engine)
     tables = 1 if model.tie_word_embeddings else 2
     norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
-    return RankParameters(
+    return ByStorage(
         plain=tables * shard.head.parameters + norms + shard.router_parameters,
         linear=shard.token_parameters - shard.router_parameters,
         experts=shard.expert_parameters * shard.experts_on_rank,

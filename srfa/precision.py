@@ -37,8 +37,8 @@ _EXPERTS_ONLY: Final = frozenset({"mxfp4"})
 
 
 @dataclass(frozen=True, slots=True)
-class ParameterBytes:
-    """Bytes of one parameter, by how it is stored.
+class ByStorage:
+    """A figure for each way a parameter is stored: the bytes of one, or how many there are.
 
     Parameters
     ----------
@@ -54,6 +54,11 @@ class ParameterBytes:
     linear: float
     experts: float
 
+    @property
+    def total(self) -> float:
+        """The sum over the three."""
+        return self.plain + self.linear + self.experts
+
 
 def compute_dtype(model: ModelSpec, dtype: str = "auto") -> str:
     """Return the dtype that vLLM computes in; ``auto`` is the checkpoint's, with float32 served in 16 bits."""
@@ -65,12 +70,12 @@ def number_bytes(model: ModelSpec, dtype: str = "auto") -> float:
     return float(DTYPE_BYTES.get(compute_dtype(model, dtype), 2))
 
 
-def parameter_bytes(model: ModelSpec, dtype: str = "auto", quantization: str | None = None) -> ParameterBytes:
+def parameter_bytes(model: ModelSpec, dtype: str = "auto", quantization: str | None = None) -> ByStorage:
     """Return the bytes of each kind of parameter; quantisation is the engine's, else the checkpoint's own."""
     plain = number_bytes(model, dtype)
     method = quantization or model.quantization
     experts = _quantized_bytes(model, method) if method else plain
-    return ParameterBytes(plain, plain if method in _EXPERTS_ONLY else experts, experts)
+    return ByStorage(plain, plain if method in _EXPERTS_ONLY else experts, experts)
 
 
 def kv_number_bytes(model: ModelSpec, kv_cache_dtype: str | None = None, dtype: str = "auto") -> float:
