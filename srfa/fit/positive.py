@@ -32,6 +32,7 @@ def fit_positive(block: Block, target_us: FloatArray, *, what: str) -> Coefficie
     spread = float(np.subtract(*np.quantile(target, [0.75, 0.25])))
     unit = max(float(np.mean(np.abs(target))), 1.0)
     solution = _solve(columns / scale, target / unit, max(_DELTA_IN_IQR * spread, 1.0) / unit)
+    solution[~columns.any(axis=0)] = 0.0  # a feature that never occurred is not identified: it costs nothing
     return CoefficientBlock(
         names=block.names,
         units=block.units,

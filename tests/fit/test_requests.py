@@ -54,6 +54,12 @@ def test_a_cost_that_would_be_negative_ends_at_its_bound():
     assert blocks["alpha"]["prompt_tokens"] == 0.0
 
 
+def test_a_feature_that_never_occurred_costs_nothing_and_is_at_its_bound():
+    block = fit_queue(requests(kv_usage_at_queue=np.full(500, 0.2)), FitConfig())["queue_wait"]
+    assert block["kv_over_0.7"] == block["kv_over_0.9"] == 0.0
+    assert block.at_bound[3:5] == (True, True)
+
+
 def test_the_token_model_recovers_its_cost_a_token():
     drawn = requests()
     outside = 40.0 * drawn.output_tokens + 900.0
