@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from srfa.specs import BenchmarkJob, Calibration, Datasheet, EngineArgs, EngineGroup, GpuSpec, Workload
@@ -9,6 +10,18 @@ from tasks.group import GroupRequest
 from tasks.workplace import EngineSettings
 
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
+
+
+@pytest.fixture
+def children():
+    """List the living processes started since the test began; other tests' servers may run beside it."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    def started():
+        family = psutil.Process().children(recursive=True)
+        return [child for child in family if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE]
+
+    return started
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import os
 import socket
 import time
 
-import psutil
 import pytest
 
 from srfa.errors import EngineError
@@ -20,18 +19,18 @@ def engine(job, cpu, settings, tmp_path):
     return make
 
 
-def children():
-    return psutil.Process(os.getpid()).children(recursive=True)
+@pytest.fixture
+def refuses(children):
+    def error_of(engine):
+        with pytest.raises(EngineError) as caught, engine:
+            pass
+        assert not children(), "a process was left behind"
+        return caught.value
+
+    return error_of
 
 
-def refuses(engine):
-    with pytest.raises(EngineError) as caught, engine:
-        pass
-    assert not [child for child in children() if child.status() != psutil.STATUS_ZOMBIE], "a process was left behind"
-    return caught.value
-
-
-def test_inside_the_block_the_engine_is_ready_and_verified_and_after_it_gone(engine):
+def test_inside_the_block_the_engine_is_ready_and_verified_and_after_it_gone(engine, children):
     with engine() as running:
         running.check_alive()
         running.check_usable()
@@ -43,7 +42,7 @@ def test_inside_the_block_the_engine_is_ready_and_verified_and_after_it_gone(eng
     assert not children()
 
 
-def test_an_engine_that_dies_at_start_shows_its_last_words(engine, monkeypatch):
+def test_an_engine_that_dies_at_start_shows_its_last_words(engine, monkeypatch, refuses):
     monkeypatch.setenv("FAKE_ENGINE", "dies")
     error = refuses(engine())
     assert error.reason == "engine_start"
@@ -51,7 +50,7 @@ def test_an_engine_that_dies_at_start_shows_its_last_words(engine, monkeypatch):
     assert "status 1" in str(error)
 
 
-def test_an_engine_that_never_gets_ready_is_given_up(engine, monkeypatch):
+def test_an_engine_that_never_gets_ready_is_given_up(engine, monkeypatch, refuses):
     monkeypatch.setenv("FAKE_ENGINE", "never_ready")
     begin = time.monotonic()
     error = refuses(engine(ready_timeout_s=1))
@@ -60,21 +59,21 @@ def test_an_engine_that_never_gets_ready_is_given_up(engine, monkeypatch):
     assert time.monotonic() - begin < 10
 
 
-def test_a_resolved_value_that_differs_is_refused_by_name(engine, monkeypatch):
+def test_a_resolved_value_that_differs_is_refused_by_name(engine, monkeypatch, refuses):
     monkeypatch.setenv("FAKE_ENGINE", "wrong_config")
     error = refuses(engine())
     assert error.reason == "config_mismatch"
     assert "max_num_seqs: requested 8, resolved 7" in str(error)
 
 
-def test_an_engine_that_is_not_traced_is_refused(engine, monkeypatch):
+def test_an_engine_that_is_not_traced_is_refused(engine, monkeypatch, refuses):
     monkeypatch.setenv("FAKE_ENGINE", "no_trace")
     error = refuses(engine())
     assert error.reason == "config_mismatch"
     assert "TracingScheduler" in str(error)
 
 
-def test_a_port_in_use_is_refused_before_anything_starts(engine):
+def test_a_port_in_use_is_refused_before_anything_starts(engine, refuses):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -83,7 +82,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(engine):
     assert "port=0" in str(error)
 
 
-def test_a_port_taken_after_the_check_is_told_apart(engine, monkeypatch, settings):
+def test_a_port_taken_after_the_check_is_told_apart(engine, monkeypatch, settings, refuses):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -92,14 +91,14 @@ def test_a_port_taken_after_the_check_is_told_apart(engine, monkeypatch, setting
         assert refuses(engine()).reason == "port_in_use"
 
 
-def test_a_deaf_engine_is_killed_after_the_grace(engine, monkeypatch):
+def test_a_deaf_engine_is_killed_after_the_grace(engine, monkeypatch, children):
     monkeypatch.setenv("FAKE_ENGINE", "deaf,tree")
     with engine(stop_grace_s=0.3):
         assert len(children()) == 4, "two guards, the server and its child"
     assert not children()
 
 
-def test_a_killed_engine_is_noticed(engine):
+def test_a_killed_engine_is_noticed(engine, children):
     with engine() as running:
         server = max(children(), key=lambda child: child.create_time())
         server.kill()

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 
-import psutil
 import pytest
 
 from srfa.specs import EngineGroup
@@ -32,10 +31,9 @@ def read(store, outcome, name):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left_behind():
+def _nothing_is_left_behind(children):
     yield
-    left = psutil.Process(os.getpid()).children(recursive=True)
-    assert not [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
+    assert not children()
 
 
 def test_each_job_leaves_its_files_and_a_manifest_that_describes_them(group, request_, store):

@@ -91,7 +91,7 @@ def tokens(lines):
     return scheduled, requests
 
 
-def test_a_group_is_measured_and_every_token_is_accounted_for(job, cpu, request_):
+def test_a_group_is_measured_and_every_token_is_accounted_for(job, cpu, request_, children):
     prefixes = Workload(
         name="prefixes",
         dataset_name="prefix_repetition",
@@ -104,7 +104,7 @@ def test_a_group_is_measured_and_every_token_is_accounted_for(job, cpu, request_
     second = BenchmarkJob.model_validate(job.model_dump() | {"workload": prefixes})
     outcomes = run_group(EngineGroup(group_id=job.group_id, jobs=(job, second)), request_)
     assert [outcome.status for outcome in outcomes] == ["measured", "measured"], outcomes
-    assert not living(psutil.Process(os.getpid()).children(recursive=True))
+    assert not children()
     store = open_store(request_.store_uri)
     cached = []
     for measured, outcome in zip((job, second), outcomes, strict=True):
@@ -124,10 +124,10 @@ def test_a_group_is_measured_and_every_token_is_accounted_for(job, cpu, request_
     assert cached[1] > 0, "repeated prefixes were not found"
 
 
-def test_kill_9_of_the_inner_guard_leaves_no_vllm_process(job, cpu, request_, tmp_path):
+def test_kill_9_of_the_inner_guard_leaves_no_vllm_process(job, cpu, request_, tmp_path, children):
     place = Workplace(job, cpu, request_.settings, folder=tmp_path / "place", hf_config=MODEL)
     with VllmEngine(place):
-        tree = psutil.Process(os.getpid()).children(recursive=True)
+        tree = children()
         assert workers_below(psutil.Process(os.getpid()))
         outer = next(process for process in tree if process.ppid() == os.getpid())
         (inner,) = outer.children()
