@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
@@ -37,7 +38,7 @@ class Ragged:
     def from_arrow(cls, column: pa.ChunkedArray) -> Ragged:
         """Read an Arrow list column; a null list counts as empty."""
         array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        lengths = np.asarray(pa.compute.fill_null(pa.compute.list_value_length(array), 0), dtype=np.int64)
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), dtype=np.int64)
         values = np.asarray(array.flatten(), dtype=np.float64)
         return cls(values, _offsets(lengths))
 

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.planted import planted_observations
 from tests.steps import catalog as load_shipped_catalog
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 def pytest_addoption(parser):
