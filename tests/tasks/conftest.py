@@ -8,6 +8,7 @@ import pytest
 from srfa.specs import BenchmarkJob, Calibration, Datasheet, EngineArgs, EngineGroup, GpuSpec, Workload
 from tasks.group import GroupRequest
 from tasks.workplace import EngineSettings
+from tests.processes import living
 
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
@@ -19,7 +20,7 @@ def children():
 
     def started():
         family = psutil.Process().children(recursive=True)
-        return [child for child in family if child.pid not in before and child.status() != psutil.STATUS_ZOMBIE]
+        return living(child for child in family if child.pid not in before)
 
     return started
 

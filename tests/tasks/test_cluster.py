@@ -9,6 +9,7 @@ import pytest
 
 from srfa.specs import BenchmarkJob, EngineGroup
 from tasks.cluster import ClusterSettings, bundle, connected, first_core, resource_name, run_group_on_ray
+from tests.processes import wait_for
 
 FAST = ClusterSettings(placement_timeout_s=1.0, group_timeout_s=60.0)
 
@@ -60,13 +61,6 @@ def environment_of(process):
         return [f"{name}={value}" for name, value in process.environ().items()]
     except psutil.Error:
         return []
-
-
-def wait_for(condition, limit_s=30.0):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def in_thread(function):

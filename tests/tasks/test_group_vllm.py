@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from tasks.engine import VllmEngine
 from tasks.group import GroupRequest, run_group
 from tasks.store import open_store
 from tasks.workplace import EngineSettings, Workplace
+from tests.processes import living, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -59,24 +59,6 @@ def job(cpu):
 def request_(cpu, tmp_path):
     uri = open_store(str(tmp_path / "store")).uri
     return GroupRequest(run_id="r1", store_uri=uri, gpu=cpu, hf_config=MODEL, settings=EngineSettings())
-
-
-def wait_for(condition, limit_s):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def living(processes):
-    return [process for process in processes if is_living(process)]
-
-
-def is_living(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def workers_below(root):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tasks.process import SupervisedProcess
+from tests.processes import living, wait_for
 
 PYTHON = Path(sys.executable)
 
@@ -46,26 +47,8 @@ def start(tmp_path, *command, grace_s=5.0, talks=False, **environment):
     )
 
 
-def wait_for(condition, limit_s=20.0):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def living(processes):
-    return [process for process in processes if is_living(process)]
-
-
-def is_living(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def grown(tmp_path, process):
-    wait_for((tmp_path / "ready").exists)
+    wait_for((tmp_path / "ready").exists, 20)
     members = psutil.Process(process.pid).children(recursive=True)
     return [*members, psutil.Process(process.pid)]
 
@@ -149,18 +132,18 @@ def test_kill_9_of_the_owner_leaves_nothing(tmp_path, tree):
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tree)], env=environment, cwd=Path(__file__).parents[2]
     ) as owner:
-        wait_for((tmp_path / "ready").exists)
+        wait_for((tmp_path / "ready").exists, 20)
         members = psutil.Process(owner.pid).children(recursive=True)
         assert len(members) == 5
         owner.kill()
-    wait_for(lambda: not living(members))
+    wait_for(lambda: not living(members), 20)
 
 
 def test_kill_9_of_the_outer_guard_leaves_nothing(tmp_path, tree):
     with start(tmp_path, tree) as process:
         members = grown(tmp_path, process)
         os.kill(process.pid, signal.SIGKILL)
-        wait_for(lambda: not living(members))
+        wait_for(lambda: not living(members), 20)
 
 
 def test_kill_9_of_the_inner_guard_ends_the_command(tmp_path, tree):
@@ -168,7 +151,7 @@ def test_kill_9_of_the_inner_guard_ends_the_command(tmp_path, tree):
         members = grown(tmp_path, process)
         inner = next(member for member in members if member.ppid() == process.pid)
         inner.kill()
-        wait_for(lambda: not living(members))
+        wait_for(lambda: not living(members), 20)
 
 
 def test_stopping_twice_is_harmless(tmp_path):
