@@ -103,12 +103,25 @@ class FoldSummary(Spec):
 
 
 class Coefficients(Spec):
-    """A fitted estimator as data. Reading an unknown field is an error."""
+    """A fitted estimator as data. Reading an unknown field is an error.
+
+    Parameters
+    ----------
+    blocks
+        What is learned as named coefficients.
+    constants
+        Single figures the prediction needs beside them.
+    arrays
+        Numbers that have no names of their own (the nodes of a forest's trees), flat, by what they are.
+    chosen
+        What the search over settings chose, and how the solve went.
+    """
 
     schema_version: Literal[1] = 1
     estimator: str
     blocks: dict[str, CoefficientBlock]
     constants: dict[str, float] = Field(default_factory=dict)
+    arrays: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     chosen: dict[str, float] = Field(default_factory=dict)
     converged: bool
     message: str

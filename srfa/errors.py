@@ -17,6 +17,7 @@
       DataInvalidError            5   the data breaks physics or its own contract
         WrongClockError               a column that is not a step time was offered as one
       FitError                    5   the data cannot carry the fit that was asked for
+      UnknownConfigurationError   5   coefficients that exist by configuration were asked for one they do not have
       EngineError                 3   one engine group failed; becomes a JobOutcome, never ends a campaign
 """
 
@@ -93,6 +94,12 @@ class WrongClockError(DataInvalidError):
 
 class FitError(SrfaError):
     """The observations cannot carry the fit that was asked for."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class UnknownConfigurationError(SrfaError):
+    """An estimator that learns by configuration was asked for one it has no measurements of."""
 
     exit_code: ClassVar[int] = 5
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srfa.observations import Observations
+from srfa.observations import Configuration, Observations
 from srfa.ragged import FloatArray, IntArray
 
 Columns = Mapping[tuple[str, str], FloatArray | float]
@@ -60,6 +60,9 @@ class FeatureMatrix:
         The distinct jobs and the job of each step: every split is by job, never by step.
     step_index
         Rank of the step within its job, for warm-up removal, shape ``(n_steps,)``.
+    configurations, configuration_index
+        The distinct configurations, and which one each step ran on: what is learned by configuration, or refused where
+        one was not seen, is told apart by it.
     """
 
     blocks: Mapping[str, Block]
@@ -67,6 +70,8 @@ class FeatureMatrix:
     jobs: tuple[str, ...]
     job_index: IntArray
     step_index: IntArray
+    configurations: tuple[Configuration, ...]
+    configuration_index: IntArray
 
     @property
     def n_steps(self) -> int:
@@ -74,20 +79,30 @@ class FeatureMatrix:
         return len(self.step_time_us)
 
     def take(self, rows: IntArray) -> FeatureMatrix:
-        """Return the given steps, in that order; ``jobs`` stays whole so that indices keep their meaning."""
+        """Return the given steps, in that order; jobs and configurations stay whole: indices keep their meaning."""
         return FeatureMatrix(
             {name: block.take(rows) for name, block in self.blocks.items()},
             self.step_time_us[rows],
             self.jobs,
             self.job_index[rows],
             self.step_index[rows],
+            self.configurations,
+            self.configuration_index[rows],
         )
 
 
 def feature_matrix(observations: Observations, blocks: Mapping[str, Block]) -> FeatureMatrix:
     """Join an estimator's blocks with the labels and jobs of the observations they were computed from."""
     jobs, job_index = observations.codes("job_id")
-    return FeatureMatrix(blocks, observations.step_time_us, tuple(jobs), job_index, rank_within(job_index))
+    return FeatureMatrix(
+        blocks,
+        observations.step_time_us,
+        tuple(jobs),
+        job_index,
+        rank_within(job_index),
+        observations.configurations,
+        observations.configuration_index,
+    )
 
 
 def rank_within(groups: IntArray) -> IntArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig, Provenance
-from srfa.errors import FitError
+from srfa.errors import FitError, UnknownConfigurationError
 from srfa.estimators.protocol import Estimator
 from srfa.features import FeatureMatrix
 from srfa.folds import SPLITS, Fold, Split, split_folds, split_named, why_impossible
@@ -217,9 +217,9 @@ def _run_fold(
 ) -> _FoldResult:
     try:
         coefficients = estimator.fit(train, config)
-    except FitError as error:
+        predicted_us = estimator.predict(coefficients, test)
+    except (FitError, UnknownConfigurationError) as error:
         return _FoldResult(fold, None, np.empty(0), str(error))
-    predicted_us = estimator.predict(coefficients, test)
     impossible = int(np.sum(~np.isfinite(predicted_us)))
     failure = f"{impossible} of {len(predicted_us)} predictions are not finite" if impossible else ""
     return _FoldResult(fold, coefficients, predicted_us, failure)

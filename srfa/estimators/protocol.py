@@ -43,5 +43,11 @@ class Estimator(Protocol):
         ...
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
-        """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
+        """Return the predicted step time in microseconds, shape ``(n_steps,)``.
+
+        Raises
+        ------
+        UnknownConfigurationError
+            The estimator learns by configuration and a step's was not among those it was fitted to.
+        """
         ...

@@ -6,6 +6,8 @@ Its feature set has no weight-read term, which is what limits it; it is kept as 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from srfa.catalog import Catalog
@@ -76,9 +78,7 @@ def prepare(features: FeatureMatrix, config: FitConfig) -> FeatureMatrix:
             f"{kept.n_steps} steps are left to fit ({features.n_steps} before dropping {config.warmup_steps} warm-up"
             f" steps a job); at least {_MIN_STEPS} are needed"
         )
-    return FeatureMatrix(
-        kept.blocks, _winsorised(kept, config.winsorise_quantile), kept.jobs, kept.job_index, kept.step_index
-    )
+    return replace(kept, step_time_us=_winsorised(kept, config.winsorise_quantile))
 
 
 def _winsorised(features: FeatureMatrix, quantile: float) -> FloatArray:
