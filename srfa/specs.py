@@ -127,6 +127,19 @@ class Calibration(Spec):
     scheduler_overhead_us: float = Field(ge=0)
 
 
+class FusedMoeConfigs(Spec):
+    """Which expert shapes the engine has tuned its fused-MoE kernel for on a GPU; other shapes run its default tiles.
+
+    Parameters
+    ----------
+    names
+        ``E=<experts on a rank>,N=<width of an expert's shard>[,dtype=..][,block_shape=..]``, as vLLM names its files.
+    """
+
+    source: str = Field(min_length=1)
+    names: tuple[str, ...] = ()
+
+
 class GpuSpec(Spec):
     """One file of ``hardware/``: a GPU, or a profile of a CPU."""
 
@@ -134,6 +147,7 @@ class GpuSpec(Spec):
     vendor_name: str
     datasheet: Datasheet
     calibration: Calibration
+    fused_moe_configs: FusedMoeConfigs | None = None
 
 
 class EngineArgs(Spec):
