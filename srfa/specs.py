@@ -137,7 +137,7 @@ class FusedMoeConfigs(Spec):
     """
 
     source: str = Field(min_length=1)
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class GpuSpec(Spec):
