@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 _SERVER_FIELDS: Final = ("engine", "engine_version", "gpu", "image", "model")
@@ -137,7 +137,9 @@ class FusedMoeConfigs(Spec):
     """
 
     source: str = Field(min_length=1)
-    names: tuple[str, ...] = Field(default=(), strict=False)
+    names: Annotated[
+        tuple[str, ...], BeforeValidator(lambda names: tuple(names) if isinstance(names, list) else names)
+    ] = ()
 
 
 class GpuSpec(Spec):
