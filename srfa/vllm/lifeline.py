@@ -30,6 +30,9 @@ _logger = logging.getLogger("vllm.srfa")
 def register() -> None:
     """Tie this process, and those it forks, to their parents where ``SRFA_LIFELINE`` is ``1``.
 
+    What the variable says of the owner holds for this process alone and is taken out of its environment: a program
+    that it starts (vLLM inspects a model's class in one) has this process as its parent, not the owner.
+
     vLLM loads plugins once a process and a forked child counts as loaded, so children are armed at the
     fork. A child forked by another thread than the main one is not: that thread's end would kill it.
     """
@@ -39,6 +42,7 @@ def register() -> None:
         _logger.warning("%s=1 has no effect on %s: it needs Linux", LIFELINE_VARIABLE, sys.platform)
         return
     arm(expected_parent_pid(os.environ))
+    os.environ.pop(PARENT_VARIABLE, None)
     fork = _Fork()
     os.register_at_fork(before=fork.before, after_in_child=fork.after_in_child)
 

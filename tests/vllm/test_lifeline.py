@@ -87,6 +87,17 @@ def test_a_named_owner_that_lives_is_accepted():
         child.kill()
 
 
+def test_a_program_that_an_armed_process_starts_has_that_process_for_its_parent():
+    script = """
+        import subprocess, sys
+        from srfa.vllm.lifeline import register
+        register()
+        print(subprocess.run([sys.executable, "-c", "from srfa.vllm.lifeline import register; register()"]).returncode)
+    """
+    with start(script, SRFA_LIFELINE_PARENT_PID=str(os.getpid())) as owner:
+        assert owner.stdout.readline() == "0\n"
+
+
 def test_a_forked_worker_is_armed_though_plugins_are_loaded_once_only():
     script = """
         import multiprocessing, time
