@@ -142,10 +142,12 @@ class Recorder:
         if request.request_id in self._journeys:
             return
         running, waiting = scheduler.get_request_counts()
+        t_queued_ns = time.monotonic_ns()
+        t_arrived_ns = int(request.arrival_time * _NS_PER_S) - self._mono_to_epoch_ns
         self._journeys[request.request_id] = _Journey(
             {
-                "t_arrived_ns": int(request.arrival_time * _NS_PER_S) - self._mono_to_epoch_ns,
-                "t_queued_ns": time.monotonic_ns(),
+                "t_arrived_ns": min(t_arrived_ns, t_queued_ns),  # the Unix clock may be set while the engine runs
+                "t_queued_ns": t_queued_ns,
                 "running_at_queue": running,
                 "waiting_at_queue": waiting,
                 "kv_usage_at_queue": scheduler.get_kv_cache_usage(),

@@ -154,10 +154,21 @@ def traced(base: Any) -> Any:
     return TracedScheduler
 
 
+def clock_offset_ns(tries: int = 9) -> int:
+    """Return what to add to ``CLOCK_MONOTONIC`` for the Unix time, in ns.
+
+    The two clocks cannot be read at one instant: the Unix time is read between two readings of the other, and of all
+    tries the one with the least time between them counts, so that a process that was put aside meanwhile does no harm.
+    """
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(tries)]
+    before, epoch, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    return epoch - (before + after) // 2
+
+
 def _start_recorder(scheduler: Any, scheduler_name: str, writer: RecordWriter) -> Recorder:
     """Write the ``engine`` record and return the recorder of this engine core."""
     clocks = clocks_of_this_process(str(scheduler.vllm_config.parallel_config.distributed_executor_backend))
-    mono_to_epoch_ns = time.time_ns() - time.monotonic_ns()
+    mono_to_epoch_ns = clock_offset_ns()
     process = {"pid": os.getpid(), "worker_pids": clocks.worker_pids, "mono_to_epoch_ns": mono_to_epoch_ns}
     kv_state(scheduler)  # fails here, at start, where this vLLM keeps its KV blocks elsewhere
     writer.write(engine_record(scheduler.vllm_config, scheduler_name) | process)
