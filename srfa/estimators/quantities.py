@@ -187,7 +187,7 @@ class StepQuantities:
         From the variance ``tokens k/E (1 - k/E)`` of balanced routing: the configuration alone gives it, where the
         routing itself depends on the data. 0 in a dense model.
         """
-        return self.fact(_token_variation) / np.sqrt(self.tokens)
+        return np.asarray(self.fact(_token_variation) / np.sqrt(self.tokens))
 
     @property
     def activated_share(self) -> FloatArray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from srfa.coefficients import CoefficientBlock, Coefficients
@@ -17,7 +15,7 @@ NON_NEGATIVE: Bounds = (0.0, None)
 
 
 def learned_block(
-    block: Block, values: FloatArray, scale: FloatArray, *, bounds: Bounds | Sequence[Bounds] = FREE
+    block: Block, values: FloatArray, scale: FloatArray, *, bounds: Bounds | list[Bounds] = FREE
 ) -> CoefficientBlock:
     """Name the coefficients of a block.
 
@@ -30,7 +28,7 @@ def learned_block(
     bounds
         ``(lower, upper)`` of all coefficients, or one pair each.
     """
-    pairs = [bounds] * len(values) if isinstance(bounds, tuple) else list(bounds)
+    pairs = bounds if isinstance(bounds, list) else [bounds] * len(values)
     return CoefficientBlock(
         names=block.names,
         units=block.units,
