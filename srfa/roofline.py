@@ -62,10 +62,17 @@ class StepWork:
 
 def places(observations: Observations, catalog: Catalog) -> tuple[Place, ...]:
     """Resolve every configuration's model and GPU by name and cut the model over its GPUs."""
-    return tuple(_place(configuration, catalog) for configuration in observations.configurations)
+    return tuple(place_of(configuration, catalog) for configuration in observations.configurations)
 
 
-def _place(configuration: Configuration, catalog: Catalog) -> Place:
+def place_of(configuration: Configuration, catalog: Catalog) -> Place:
+    """Resolve one configuration's model and GPU by name and cut the model over its GPUs.
+
+    Raises
+    ------
+    CatalogError
+        The model or the GPU is unknown.
+    """
     model = catalog.resolve_model(configuration.model)
     shard = geometry(
         model,

@@ -92,8 +92,9 @@ class BlackboxEstimator:
         unknown = [name for name in names if name not in coefficients.blocks]
         if unknown:
             raise UnknownConfigurationError(
-                f"blackbox has no coefficients for {_listed(unknown)}: it learns by configuration and does not transfer;"
-                f" measure it, or take an estimator that transfers. Fitted: {_listed(list(coefficients.blocks))}"
+                f"blackbox has no coefficients for {_listed(unknown)}: it learns by configuration and does not"
+                " transfer; measure it, or take an estimator that transfers. Fitted:"
+                f" {_listed(list(coefficients.blocks))}"
             )
         values = np.array([coefficients.blocks[name].values for name in names])
         return floored(np.einsum("ij,ij->i", features.blocks["step"].values, values[index]), coefficients)
