@@ -34,6 +34,8 @@ from srfa.units import BYTES_PER_US_PER_GBPS
 _MIN_STEPS = 20
 IMBALANCE_BOUNDS: tuple[float, float] = (1.0, 4.0)
 """Busiest expert over mean: 1 is balanced; the research document expects 1.2 to 2, more than 4 is another effect."""
+_SHORTEST_US = 1.0
+"""A softplus is positive, but far below zero its digits run out; no step is shorter than a microsecond."""
 _SOFTPLUS_QUANTILE = 0.05
 """The bend's width is this quantile of the labels: short against most steps, so the form stays near linear there."""
 
@@ -65,10 +67,11 @@ class SrfaSeedEstimator:
         return _coefficients(self.name, features, problem, penalty, solution, config)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
-        """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
+        """Return the predicted step time in microseconds, shape ``(n_steps,)``, at least one."""
         linear = sum(contribution(coefficients, features, name) for name in ("fixed", "moe"))
         compute = contribution(coefficients, features, "compute")
-        return step_time_us(np.asarray(linear), compute, coefficients.constants["softplus_scale_us"])
+        predicted = step_time_us(np.asarray(linear), compute, coefficients.constants["softplus_scale_us"])
+        return np.maximum(predicted, _SHORTEST_US)
 
 
 def prepare(features: FeatureMatrix, config: FitConfig) -> FeatureMatrix:

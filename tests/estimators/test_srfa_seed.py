@@ -128,3 +128,15 @@ def test_coefficients_of_another_feature_set_are_refused():
     fewer = {name: block for name, block in learned.blocks.items() if name != "compute"}
     with pytest.raises(CoefficientsError, match="block 'compute' has no features"):
         SEED.predict(learned.model_copy(update={"blocks": fewer}), features)
+
+
+def test_the_threshold_can_follow_the_noise_of_the_data():
+    features = features_of(random_steps(300))
+    rng, planted = np.random.default_rng(0), planted_labels(features)
+    config = QUICK.model_copy(update={"huber_delta": (), "huber_delta_iqr": (1.5,)})
+    calm, noisy = (
+        SEED.fit(relabelled(features, planted * rng.normal(1, noise, 300)), config).chosen["huber_delta"]
+        for noise in (0.02, 0.15)
+    )
+    assert calm < 0.5 * noisy
+    assert 0.2 < noisy < 0.5
