@@ -27,7 +27,7 @@ from srfa.ragged import FloatArray, IntArray
 from srfa.roofline import matrix_tflops
 
 TREES = 100
-_LEAST_SAMPLES_IN_LEAF = 3
+_LEAST_SAMPLES_IN_LEAF = 5
 _MOST_SAMPLES_IN_TREE = 10_000
 """Steps a tree is grown on; more would only lengthen the file."""
 _ROWS_AT_ONCE = 4096

@@ -32,6 +32,8 @@ _LOW_COMPUTE_SHARE = 0.25
 """The first stage learns from this share of the steps, those with the fewest tokens."""
 _LARGEST_OVERHEAD = 0.95
 """Overheads are at most this share of a step: the rest is what the second stage takes the logarithm of."""
+_NOTHING = 1e-6
+"""Share of a step below which the solver's answer is zero."""
 _KIBITOKEN = 1024.0
 
 
@@ -94,14 +96,18 @@ def _overheads(features: FeatureMatrix, config: FitConfig) -> _Overheads:
     small = np.flatnonzero(tokens <= np.quantile(tokens, _LOW_COMPUTE_SHARE))
     small = small[stratified_rows(labels[small], config.convex_max_rows, config.seed)]
     scale = column_scale(columns, labels)
-    gamma = cp.Variable(columns.shape[1])
+    gamma = cp.Variable(scale.size)
     residual = (columns[small] / scale / labels[small, None]) @ gamma - 1.0
     loss = cp.sum(0.5 * cp.huber(residual, setting.huber_delta)) / len(small)
     ridge = setting.lambda_gamma * cp.sum_squares(gamma)
     limits = [gamma >= 0, (_shares_of_shortest(columns, labels) / scale) @ gamma <= _LARGEST_OVERHEAD]
     program = cp.Problem(cp.Minimize(loss + ridge), limits)
-    program.solve(solver=cp.CLARABEL)
-    values = np.zeros(columns.shape[1]) if gamma.value is None else np.maximum(gamma.value, 0.0)
+    try:
+        program.solve(solver=cp.CLARABEL)
+    except cp.SolverError as error:
+        return _Overheads(np.zeros(scale.size), scale, False, f"overheads: {error}; raise lambda_gamma")
+    values = np.zeros(scale.size) if gamma.value is None else np.asarray(gamma.value)
+    values = np.where(values > _NOTHING, values, 0.0)
     return _Overheads(values / scale, scale, program.status == cp.OPTIMAL, f"overheads: {program.status}")
 
 
