@@ -99,9 +99,9 @@ def split_folds(observations: Observations, catalog: Catalog, split: Split) -> t
     """Return the folds of a split, ordered by the name held out; empty where the data do not allow it.
 
     ``dense-to-moe`` trains on dense models and holds out all mixture-of-experts models, ``moe-to-dense`` the other way
-    round; ``ep1-to-ep`` trains on steps with ``expert_parallel_size`` 1 and holds out all others. ``time`` holds out the
-    last 20 % of the jobs (at least one) by their first ``t_schedule_start_ns``; where a clock reading is missing, by
-    order of appearance. :func:`why_impossible` says why a split has no folds.
+    round; ``ep1-to-ep`` trains on steps with ``expert_parallel_size`` 1 and holds out all others. ``time`` holds out
+    the last 20 % of the jobs (at least one) by their first ``t_schedule_start_ns``; where a clock reading is missing,
+    by order of appearance. :func:`why_impossible` says why a split has no folds.
     """
     if why_impossible(observations, catalog, split):
         return ()
