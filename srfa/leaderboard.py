@@ -17,8 +17,8 @@ from srfa.metrics import Errors, Interval
 from srfa.specs import Spec
 
 Standing = Literal["best", "tied", "worse", "better", "untested", "refused"]
-"""Against the best: ``tied`` where the interval of the difference holds 0, ``untested`` where fewer than two jobs give
-no interval. ``better`` is possible on a split only: on the groups that it predicts, of which it predicts fewer."""
+"""Against the best: ``tied`` where the interval of the difference holds 0, ``untested`` where there are too few jobs to
+call a difference sure. ``better`` is possible on a split only: on the groups that it predicts, where they are fewer."""
 
 
 class Gap(Spec):
@@ -30,8 +30,11 @@ class Gap(Spec):
         The difference, in percentage points.
     interval_pct_points
         Its 95 % interval by paired bootstrap over jobs; None where there are fewer than two jobs.
+    n_jobs
+        Jobs that were compared; one that spans several groups counts in each.
     """
 
+    n_jobs: int
     mape_pct_points: float
     interval_pct_points: Interval | None
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from srfa.leaderboard import Entry, Leaderboard, Ranked, SplitBoard
 from srfa.page import Grid, Section
+from srfa.standings import FEWEST_JOBS
 
 LEGEND = (
     "MAPE in percent, 95 % interval in brackets. * best; = cannot be told from the best (paired bootstrap over jobs);"
-    " ? too few jobs to tell; ! the fit did not converge."
+    f" ? fewer than {FEWEST_JOBS} jobs, too few to tell; ! the fit did not converge."
 )
 SUMMARY_LEGEND = (
     "Rank and mean MAPE over the held-out groups, each counted once. [2/4]: predicts two of four groups, and ranks"

@@ -27,6 +27,10 @@ from srfa.leaderboard import (
 from srfa.metrics import Interval, mean_interval
 from srfa.validation_report import FoldReport, ValidationReport
 
+FEWEST_JOBS = 6
+"""Jobs below which no difference is called sure. Where two estimators are of equal skill, all of ``n`` jobs favour the
+same one with probability ``2^(1 - n)``: of five jobs in more than one case of twenty, whatever a bootstrap says."""
+
 
 def leaderboard_of(
     reports: Mapping[str, Sequence[ValidationReport]], refused: Mapping[str, str] | None = None
@@ -187,8 +191,11 @@ def _gap(mine: Iterable[FoldReport], best: Iterable[FoldReport], seed: int) -> G
             weights.append(job.n_steps / fold.errors.n_steps)
     if not rises:
         return None
-    interval = mean_interval(rises, weights, seed=seed)
-    return Gap(mape_pct_points=_rounded(np.average(rises, weights=weights)), interval_pct_points=interval)
+    return Gap(
+        n_jobs=len(rises),
+        mape_pct_points=_rounded(np.average(rises, weights=weights)),
+        interval_pct_points=mean_interval(rises, weights, seed=seed),
+    )
 
 
 def _standing(gap: Gap | None, *, is_best: bool, predicts: bool) -> Standing:
@@ -196,12 +203,14 @@ def _standing(gap: Gap | None, *, is_best: bool, predicts: bool) -> Standing:
         return "refused"
     if is_best:
         return "best"
-    if gap is None or (gap.interval_pct_points is None and gap.mape_pct_points != 0.0):
+    if gap is None:
         return "untested"
-    interval = gap.interval_pct_points or Interval(low=0.0, high=0.0)
-    if interval.low > 0.0:
-        return "worse"
-    return "better" if interval.high < 0.0 else "tied"
+    interval = gap.interval_pct_points or Interval(low=gap.mape_pct_points, high=gap.mape_pct_points)
+    if interval.low <= 0.0 <= interval.high:
+        return "tied"
+    if gap.n_jobs < FEWEST_JOBS:
+        return "untested"
+    return "worse" if interval.low > 0.0 else "better"
 
 
 def _overall(estimators: Iterable[str], splits: Sequence[SplitBoard]) -> tuple[Overall, ...]:
