@@ -31,7 +31,7 @@ class Gap(Spec):
     interval_pct_points
         Its 95 % interval by paired bootstrap over jobs; None where there are fewer than two jobs.
     n_jobs
-        Jobs that were compared; one that spans several groups counts in each.
+        Jobs that were compared; an imported one that spans several groups counts once.
     """
 
     n_jobs: int

@@ -177,24 +177,27 @@ def _gap(mine: Iterable[FoldReport], best: Iterable[FoldReport], seed: int) -> G
     """Compare job by job on the groups that both predict; a job weighs by its share of its group's steps.
 
     With weights ``n_steps(job) / n_steps(group)`` the mean over all jobs of all groups is the mean over groups of the
-    difference in MAPE. A job that spans several groups counts as a run of its own in each.
+    difference in MAPE. An imported job that spans several groups is drawn as one: its parts are not independent.
     """
-    rises: list[float] = []
-    weights: list[float] = []
+    weights: dict[str, float] = {}
+    rises: dict[str, float] = {}
     by_name = {fold.held_out: fold for fold in best if fold.errors}
     for fold in mine:
         other = by_name.get(fold.held_out)
         if fold.errors is None or other is None:
             continue
         for job, of_best in zip(fold.jobs, other.jobs, strict=True):
-            rises.append(job.mape_pct - of_best.mape_pct)
-            weights.append(job.n_steps / fold.errors.n_steps)
+            weight = job.n_steps / fold.errors.n_steps
+            weights[job.job_id] = weights.get(job.job_id, 0.0) + weight
+            rises[job.job_id] = rises.get(job.job_id, 0.0) + weight * (job.mape_pct - of_best.mape_pct)
     if not rises:
         return None
+    weight_of = list(weights.values())
+    means = [rise / weight for rise, weight in zip(rises.values(), weight_of, strict=True)]
     return Gap(
-        n_jobs=len(rises),
-        mape_pct_points=_rounded(np.average(rises, weights=weights)),
-        interval_pct_points=mean_interval(rises, weights, seed=seed),
+        n_jobs=len(means),
+        mape_pct_points=_rounded(np.average(means, weights=weight_of)),
+        interval_pct_points=mean_interval(means, weight_of, seed=seed),
     )
 
 

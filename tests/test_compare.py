@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import matplotlib.image
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,6 +19,7 @@ from srfa.leaderboard import read_leaderboard, write_leaderboard
 from srfa.leaderboard_figure import draw_leaderboard
 from srfa.leaderboard_page import columns_of, left_out_grid, split_grid, summary_grid
 from srfa.metrics import mean_interval
+from srfa.observations import from_table
 from srfa.standings import FEWEST_JOBS, leaderboard_of
 from srfa.validate import cross_validate, cross_validate_all
 from tests.planted import GPUS, LinearEstimator, planted_observations, planted_table, scaled_labels
@@ -124,6 +126,19 @@ def test_few_jobs_never_make_a_lead_sure(planted, shipped):
     gap = split.ranking[1].gap
     assert (gap.n_jobs, gap.interval_pct_points.low > 0) == (split.groups[0].n_jobs, True)
     assert standings(split.ranking) == {"linear": "best", "noisy": "untested"}
+
+
+def test_a_job_that_spans_several_groups_counts_once(shipped):
+    table = planted_table()
+    one_id = pa.array(
+        [f"{gpu} {model}" for gpu, model in zip(table["gpu"].to_pylist(), table["model"].to_pylist(), strict=True)]
+    )
+    steps = from_table(table.set_column(table.column_names.index("job_id"), "job_id", one_id))
+    split = the_split(board_of(steps, shipped, LINEAR, NOISY, splits=("leave-one-workload-out",)))
+    gap = split.ranking[1].gap
+    assert [group.n_jobs for group in split.groups] == [6, 6, 6]
+    assert gap.n_jobs == 6
+    assert gap.mape_pct_points == pytest.approx(split.ranking[1].mean_mape_pct - split.ranking[0].mean_mape_pct)
 
 
 def test_equal_predictions_share_a_rank(planted, shipped):
