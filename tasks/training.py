@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-from joblib import cpu_count
 
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
@@ -139,16 +138,12 @@ def with_validation(coefficients: Coefficients, validations: Iterable[CrossPredi
 def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
     """Set the candidate beside the yardsticks, on the folds it was validated on; it is not fitted again.
 
-    The fits of the others share the processors that this process may use.
-
     Raises
     ------
     SrfaError
         A yardstick could not be validated.
     """
-    board = compare_with_yardsticks(
-        "observations", candidate.reports, dataset.observations, dataset.catalog, n_jobs=cpu_count()
-    )
+    board = compare_with_yardsticks("observations", candidate.reports, dataset.observations, dataset.catalog)
     return replace(candidate, leaderboard=board)
 
 
