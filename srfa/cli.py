@@ -19,7 +19,7 @@ import typer
 from srfa import present
 from srfa.coefficients import read_coefficients, write_coefficients
 from srfa.errors import SrfaError, UsageError
-from srfa.folds import split_named
+from srfa.folds import SPLITS, split_named
 from srfa.gate import check_gate, load_limits
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
@@ -230,6 +230,47 @@ def validate(
     if common.as_json:
         present.show_json(reports)
     present.say(f"wrote {out}")
+
+
+@app.command()
+@with_common
+def compare(
+    observations: ObservationFiles,
+    *,
+    out: Annotated[Path, typer.Option(help="Where the leaderboard is written.")],
+    estimators: Annotated[str, typer.Option(help="Names with commas between; all where absent.")] = "",
+    split: Annotated[list[str] | None, typer.Option(help="A split; repeatable; all that are possible.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
+    config: ConfigFile = None,
+    common: Common,
+) -> None:
+    """Compare estimators on the same held-out groups; every file is a data set by itself.
+
+    Example: srfa compare a.parquet b.parquet --estimators roofline,srfa-seed --out leaderboard.json
+    """
+    from srfa.compare import compare_files, estimators_named  # noqa: PLC0415 - see above
+    from srfa.leaderboard import write_leaderboard  # noqa: PLC0415 - see above
+    from srfa.leaderboard_figure import check_picture, draw_leaderboard  # noqa: PLC0415 - see above
+
+    chosen, splits = estimators_named(estimators), [split_named(name) for name in dict.fromkeys(split or SPLITS)]
+    catalog, settings = common.catalog(), common.fit_config(config)
+    if plot:
+        check_picture(plot)
+    with present.progress("compare") as advance:
+        found = compare_files(
+            observations, chosen, catalog, splits=splits, config=settings, n_jobs=common.jobs, progress=advance
+        )
+    if common.as_json:
+        present.show_json(found.board)
+    else:
+        present.show_leaderboard(found.board)
+    if not found.is_empty:
+        write_leaderboard(found.board, out)
+        present.say(f"wrote {out}")
+        if plot:
+            draw_leaderboard(found.board, plot)
+            present.say(f"wrote {plot}")
+    found.require_complete()
 
 
 @app.command()

@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from srfa.leaderboard_page import LEGEND, SUMMARY_LEGEND, columns_of, left_out_grid, split_grid, summary_grid
 from srfa.report import COEFFICIENT_HEADS, FOLD_HEADS, coefficient_rows, fold_rows
 
 if TYPE_CHECKING:
     from srfa.coefficients import Coefficients
     from srfa.gate import GateDecision
     from srfa.job_folders import IngestedFolder
+    from srfa.leaderboard import Leaderboard
     from srfa.matrix import Expansion
     from srfa.metrics import Errors
     from srfa.plan import Plan
@@ -134,6 +136,22 @@ def show_report(report: ValidationReport) -> None:
         say(f"{report.split}: not possible: {report.impossible}")
         return
     show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}")
+
+
+def show_leaderboard(board: Leaderboard) -> None:
+    """Show every split of every data set, then what is not on the board and why, and the summary last."""
+    estimators = columns_of(board)
+    for dataset in board.datasets:
+        for split in dataset.splits:
+            if split.groups:
+                grid = split_grid(split, estimators)
+                show_table(grid.heads, grid.rows, f"{dataset.name}, {split.split}")
+    if (left_out := left_out_grid(board)).rows:
+        show_table(left_out.heads, left_out.rows, "not on the board")
+    if (summary := summary_grid(board)).rows:
+        say(LEGEND)
+        say(SUMMARY_LEGEND)
+        show_table(summary.heads, summary.rows, "summary")
 
 
 def show_decision(decision: GateDecision) -> None:

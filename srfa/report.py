@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
+from srfa.leaderboard import Leaderboard
+from srfa.leaderboard_page import leaderboard_sections
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
 from srfa.specs import JobOutcome, Skipped
@@ -30,6 +32,8 @@ class Findings:
         Cells of the matrix that were not run, and how the jobs that were run ended.
     figures
         Names of pictures that lie beside the report.
+    leaderboard, leaderboard_figure
+        The estimator beside others, and the name of its picture.
     """
 
     reports: tuple[ValidationReport, ...]
@@ -39,6 +43,8 @@ class Findings:
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
     figures: tuple[str, ...] = ()
+    leaderboard: Leaderboard | None = None
+    leaderboard_figure: str = ""
 
 
 def report_page(findings: Findings) -> Page:
@@ -65,6 +71,8 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield _verdict(findings.decision)
     for report in findings.reports:
         yield _folds(report)
+    if findings.leaderboard:
+        yield from leaderboard_sections(findings.leaderboard, findings.leaderboard_figure)
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)

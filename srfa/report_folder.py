@@ -13,8 +13,10 @@ from srfa.coefficients import read_coefficients
 from srfa.errors import InputError
 from srfa.figures import draw_figures
 from srfa.gate import GateDecision
+from srfa.leaderboard import Leaderboard, read_leaderboard
+from srfa.leaderboard_figure import LEADERBOARD_FIGURE, draw_leaderboard
 from srfa.page import Page, to_html, to_markdown
-from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, REPORT_FILE, VERDICT_FILE
+from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, LEADERBOARD_FILE, REPORT_FILE, VERDICT_FILE
 from srfa.report import Findings, report_page
 from srfa.validation_report import read_reports
 
@@ -22,7 +24,8 @@ from srfa.validation_report import read_reports
 def write_report(folder: Path, out: Path) -> None:
     """Write a report of ``folder`` as ``out``: one self-contained ``.html``, or ``.md`` with its figures beside it.
 
-    ``report.json`` must be there; ``coefficients.json``, ``verdict.json`` and ``held_out.parquet`` add what they hold.
+    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``held_out.parquet`` and
+    ``leaderboard.json`` add what they hold.
 
     Raises
     ------
@@ -41,14 +44,24 @@ def write_report(folder: Path, out: Path) -> None:
 
 def _page(folder: Path, pictures: Path) -> Page:
     coefficients, verdict = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE
+    board = read_leaderboard(folder / LEADERBOARD_FILE) if (folder / LEADERBOARD_FILE).exists() else None
     return report_page(
         Findings(
             reports=read_reports(folder / REPORT_FILE),
             coefficients=read_coefficients(coefficients) if coefficients.exists() else None,
             decision=_decision(verdict) if verdict.exists() else None,
             figures=_figures(folder / HELD_OUT_FILE, pictures),
+            leaderboard=board,
+            leaderboard_figure=_leaderboard_figure(board, pictures),
         )
     )
+
+
+def _leaderboard_figure(board: Leaderboard | None, pictures: Path) -> str:
+    if board is None:
+        return ""
+    draw_leaderboard(board, pictures / LEADERBOARD_FIGURE)
+    return LEADERBOARD_FIGURE
 
 
 def _decision(path: Path) -> GateDecision:

@@ -10,11 +10,13 @@ import pyarrow as pa
 
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.compare import compare_with_yardsticks
 from srfa.estimators import estimator_named
 from srfa.fit.queue import fit_queue
 from srfa.fit.token import fit_token
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
+from srfa.leaderboard import Leaderboard
 from srfa.observations import Observations, load_observations
 from srfa.provenance import file_hashes, provenance_of
 from srfa.release import Material, Release, publish
@@ -56,10 +58,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Coefficients with the proof that comes with them, before the verdict."""
+    """Coefficients with the proof that comes with them, before the verdict; ``leaderboard`` once they are compared."""
 
     coefficients: Coefficients
     validations: tuple[CrossPrediction, ...]
+    leaderboard: Leaderboard | None = None
 
     @property
     def reports(self) -> tuple[ValidationReport, ...]:
@@ -132,6 +135,18 @@ def with_validation(coefficients: Coefficients, validations: Iterable[CrossPredi
     return Candidate(coefficients.model_copy(update={"validation": summaries}), proof)
 
 
+def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
+    """Set the candidate beside the yardsticks, on the folds it was validated on; it is not fitted again.
+
+    Raises
+    ------
+    SrfaError
+        A yardstick could not be validated.
+    """
+    board = compare_with_yardsticks("observations", candidate.reports, dataset.observations, dataset.catalog)
+    return replace(candidate, leaderboard=board)
+
+
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
     """Return the verdict on the candidate's reports."""
     return check_gate(candidate.reports, limits, baseline)
@@ -158,5 +173,6 @@ def write_release(
         requests=dataset.tables.requests if dataset.tables else None,
         skipped=skipped,
         outcomes=outcomes,
+        leaderboard=candidate.leaderboard,
     )
     return publish(material, releases)

@@ -16,7 +16,7 @@ from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
 
-VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report"}
+VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "compare", "gate", "export", "report"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
 MATRIX = """
 name: test
