@@ -84,7 +84,9 @@ class Catalog:
         for place, measured in microbenchmarks.items():
             gpu = self._measured_gpu(place, measured)
             if gpu.name in places:
-                raise CatalogError(f"{place}: gpu={measured.gpu!r} is measured in {places[gpu.name]} too; leave one out")
+                raise CatalogError(
+                    f"{place}: gpu={measured.gpu!r} is measured in {places[gpu.name]} too; leave one out"
+                )
             if findings := impossible(measured, gpu):
                 _refuse(place, findings)
             places[gpu.name] = place

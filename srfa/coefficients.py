@@ -10,7 +10,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from srfa.errors import CoefficientsError
 from srfa.specs import Spec
 
-
 Transfer = Literal["zero-shot", "calibrated", "few-shot"]
 """How a fit reaches hardware: by datasheets alone, with a microbenchmark of it, or refitted to some steps on it."""
 

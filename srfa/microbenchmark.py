@@ -1,4 +1,4 @@
-"""``microbenchmark.json``: what single kernels reach on a GPU; read, and held against the datasheet before it is believed.
+"""``microbenchmark.json``: what single kernels reach on a GPU; held against its datasheet before it is believed.
 
 ``srfa probe`` writes the file; one written by hand needs ``gpu``, ``source``, ``kind``, ``dtype`` and a figure.
 """
@@ -35,7 +35,7 @@ FIGURE_UNITS: Final = {
 _MOST_RATIO: Final = 1.05
 _LEAST_RATIO: Final = 0.05
 _REDUCED_IN_SWITCH: Final = 2.0
-"""NVSwitch adds up on the way (NVLink SHARP): a rank then sends the message once, where a ring sends it nearly twice."""
+"""NVSwitch adds up on the way (NVLink SHARP): a rank sends the message once, where a ring sends it nearly twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,10 @@ def impossible(measured: Microbenchmark, gpu: GpuSpec) -> list[str]:
     sheet = gpu.datasheet
     if measured.kind != sheet.kind:
         return [f"kind={measured.kind!r} but {gpu.name} is {sheet.kind!r}; name the GPU that was measured as 'gpu'"]
-    findings = [*_other_threads(measured, gpu), *(_too_fast(share, gpu) for share in _shares(measured, gpu) if _is_high(share))]
+    findings = [
+        *_other_threads(measured, gpu),
+        *(_too_fast(share, gpu) for share in _shares(measured, gpu) if _is_high(share)),
+    ]
     if measured.kind == "cuda":
         findings += [_too_slow(share) for share in _low(measured, gpu)]
     return findings

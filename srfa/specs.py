@@ -153,7 +153,7 @@ class Microbenchmark(Spec):
     gemm_tflops, attention_tflops
         Best rate of prefill-like matrix products, and of causal attention (the masked half not counted).
     weight_stream_tbps, kv_stream_tbps
-        Bytes of weights a time in products with 1 to 16 rows; bytes of keys and values a time in attention of one query.
+        Bytes of weights read in products with 1 to 16 rows, and of keys and values in attention of one query, a time.
     kernel_latency_us
         Time an operation takes that is too small to take any, launched without a graph.
     allreduce_latency_us, allreduce_gbps

@@ -32,13 +32,21 @@ class Estimator(Protocol):
         """
         ...
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Learn coefficients. A fit that did not converge says so in its result; the gate refuses it.
+
+        Parameters
+        ----------
+        prior
+            A fit of this estimator to other data. The ridges then pull towards it instead of towards nothing known, so
+            that few steps suffice; what the steps do not tell stays as it is there.
 
         Raises
         ------
         FitError
             The data cannot carry the fit, with the reason.
+        CoefficientsError
+            The prior has other coefficients than this estimator.
         """
         ...
 

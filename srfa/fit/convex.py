@@ -31,10 +31,11 @@ def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int
     lower: FloatArray = np.concatenate([problem.linear_lower, np.zeros(problem.compute.shape[1])])
     theta = cp.Variable(lower.size)
     loss = cp.sum(0.5 * cp.huber(relative @ theta - 1.0, penalty.huber_delta)) / len(rows)
-    gamma, beta = theta[: problem.n_linear], theta[problem.n_linear :]
-    ridge = penalty.lambda_gamma * cp.sum_squares(gamma) + penalty.lambda_beta * cp.sum_squares(beta)
-    bounded = np.isfinite(problem.linear_upper)
-    limits = [theta >= lower, gamma[bounded] <= problem.linear_upper[bounded]]
+    off, n_linear = theta - problem.target, problem.n_linear
+    ridge = penalty.lambda_gamma * cp.sum_squares(off[:n_linear])
+    ridge += penalty.lambda_beta * cp.sum_squares(off[n_linear:])
+    bounded = np.flatnonzero(np.isfinite(problem.linear_upper))
+    limits = [theta >= lower, theta[bounded] <= problem.linear_upper[bounded]]
     program = cp.Problem(cp.Minimize(loss + ridge), limits)
     try:
         program.solve(solver=cp.CLARABEL)

@@ -115,7 +115,7 @@ def kv_stream_cases(device: Device) -> list[Case]:
 
 
 def attention_cases(device: Device) -> list[Case]:
-    """Return causal attention of one prompt of ``n`` tokens: ``2 * 2 h d n^2 / 2`` operations, the masked half left out."""
+    """Return causal attention of one prompt of ``n`` tokens: ``2 * 2 h d n^2 / 2`` operations (half is masked)."""
     sizes = SIZES[device.kind]
     cases = []
     for tokens in PROMPTS_TOKENS:

@@ -149,7 +149,9 @@ def _document(found: Findings, device: Device, gpu: str) -> dict[str, Any]:
     software = f"torch {torch.__version__}" + (f", CUDA {cuda}" if cuda else "")
     where = f"{name}, {dtype}" + (f", {device.threads} thread(s)" if device.kind == "cpu" else "")
     noisy = {figure: ratio for figure, ratio in found.spread_ratio.items() if ratio > _NOISY_RATIO}
-    noise = {figure: f"repeats spread by {ratio:.0%}: measure again on an idle machine" for figure, ratio in noisy.items()}
+    noise = {
+        figure: f"repeats spread by {ratio:.0%}: measure again on an idle machine" for figure, ratio in noisy.items()
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "gpu": gpu,
