@@ -16,6 +16,8 @@ from srfa.ragged import FloatArray, IntArray
 def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int) -> FloatArray:
     """Return start parameters in scaled units: linear ones at or above their bounds, compute ones non-negative.
 
+    A problem with a prior starts there, within the bounds: where the fit ends that the data do not move.
+
     Parameters
     ----------
     max_rows
@@ -26,16 +28,18 @@ def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int
     FloatArray
         Shape ``(n_linear + n_compute,)``. If no solver finds an optimum, the bounds themselves: a feasible start.
     """
+    if problem.prior is not None:
+        free = np.full(problem.compute.shape[1], np.inf)
+        return np.clip(problem.prior, np.append(problem.linear_lower, -free), np.append(problem.linear_upper, free))
     rows = stratified_rows(problem.step_time_us, max_rows, seed)
     relative = np.hstack([problem.linear, problem.compute])[rows] / problem.step_time_us[rows, None]
     lower: FloatArray = np.concatenate([problem.linear_lower, np.zeros(problem.compute.shape[1])])
     theta = cp.Variable(lower.size)
     loss = cp.sum(0.5 * cp.huber(relative @ theta - 1.0, penalty.huber_delta)) / len(rows)
-    off, n_linear = theta - problem.target, problem.n_linear
-    ridge = penalty.lambda_gamma * cp.sum_squares(off[:n_linear])
-    ridge += penalty.lambda_beta * cp.sum_squares(off[n_linear:])
-    bounded = np.flatnonzero(np.isfinite(problem.linear_upper))
-    limits = [theta >= lower, theta[bounded] <= problem.linear_upper[bounded]]
+    gamma, beta = theta[: problem.n_linear], theta[problem.n_linear :]
+    ridge = penalty.lambda_gamma * cp.sum_squares(gamma) + penalty.lambda_beta * cp.sum_squares(beta)
+    bounded = np.isfinite(problem.linear_upper)
+    limits = [theta >= lower, gamma[bounded] <= problem.linear_upper[bounded]]
     program = cp.Problem(cp.Minimize(loss + ridge), limits)
     try:
         program.solve(solver=cp.CLARABEL)

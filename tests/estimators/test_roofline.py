@@ -22,3 +22,10 @@ def test_the_yardstick_never_undercuts_the_speed_of_light():
 def test_a_misspelt_estimator_is_named_with_a_suggestion():
     with pytest.raises(UsageError, match="unknown estimator 'srfa-sed'; did you mean 'srfa-seed'"):
         estimator_named("srfa-sed")
+
+
+def test_a_prior_teaches_it_nothing(planted, shipped):
+    roofline = estimator_named("roofline")
+    features = roofline.features(planted, shipped)
+    plain = roofline.fit(features, FitConfig())
+    assert roofline.fit(features, FitConfig(), prior=plain) == plain
