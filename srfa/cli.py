@@ -17,16 +17,19 @@ import pyarrow.parquet as pq
 import typer
 
 from srfa import present
-from srfa.coefficients import read_coefficients, write_coefficients
+from srfa.catalog import Catalog
+from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
 from srfa.folds import SPLITS, split_named
 from srfa.gate import check_gate, load_limits
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
+from srfa.microbenchmark import doubtful
 from srfa.observations import load_observations
 from srfa.options import Common, amounts, with_common
 from srfa.plan import plan as plan_campaign
+from srfa.probe import run_probe
 from srfa.provenance import file_hashes, provenance_of
 from srfa.validation_report import read_reports, write_reports
 
@@ -45,6 +48,27 @@ MatrixFile = Annotated[Path, typer.Argument(metavar="MATRIX", help="The experime
 ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
 Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
+
+
+Calibrations = Annotated[
+    list[Path] | None, typer.Option(help="microbenchmark.json of a GPU (see 'srfa probe'); repeatable.")
+]
+
+
+class DeviceKind(StrEnum):
+    """Where ``srfa probe`` measures; auto takes a GPU where PyTorch sees one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DType(StrEnum):
+    """The number formats ``srfa probe`` measures in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class ExportFormat(StrEnum):
@@ -109,6 +133,32 @@ def plan(
 
 @app.command()
 @with_common
+def probe(
+    *,
+    out: Annotated[Path, typer.Option(help="Where the figures are written (JSON).")],
+    device: Annotated[DeviceKind, typer.Option(help="Where to measure.")] = DeviceKind.AUTO,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure.")] = 60.0,
+    dtype: Annotated[DType | None, typer.Option(help="Default: float32 on a CPU, bfloat16 on a GPU.")] = None,
+    gpu: Annotated[str, typer.Option(help="Its name in hardware/, where that is not the vendor's name.")] = "",
+    python: Annotated[str, typer.Option(help="The engine's interpreter, which has PyTorch.")] = sys.executable,
+    common: Common,
+) -> None:
+    """Measure what the kernels of a forward pass reach on this machine, for --calibrate.
+
+    Example: srfa probe --out microbenchmark.json --gpu h100-sxm-80gb
+    """
+    options = ["--device", device, "--gpu", gpu, *(("--dtype", dtype) if dtype else ())]
+    present.say(f"measuring for about {seconds:g} s")
+    measured = run_probe(python, out, seconds=seconds, arguments=options)
+    if common.as_json:
+        present.show_json(measured)
+    else:
+        present.show_microbenchmark(measured)
+    present.say(f"wrote {out}")
+
+
+@app.command()
+@with_common
 def ingest(
     sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Job folders, or folders above them.")],
     *,
@@ -146,6 +196,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="Where the coefficients are written.")],
     estimator: Estimator = "srfa-seed",
     config: ConfigFile = None,
+    calibrate: Calibrations = None,
+    prior: Annotated[Path | None, typer.Option(help="coefficients.json that few steps are refitted from.")] = None,
     common: Common,
 ) -> None:
     """Fit an estimator to observations and write its coefficients.
@@ -155,12 +207,14 @@ def fit(
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
-    chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
+    chosen, catalog, settings = estimator_named(estimator), _calibrated(common, calibrate), common.fit_config(config)
+    source = read_prior(prior, chosen.name) if prior else None
     steps, n_left_out = possible_steps(load_observations(observations), catalog)
     if n_left_out:
         present.say(f"left out {n_left_out} step(s) faster than light")
-    fitted = chosen.fit(chosen.features(steps, catalog), settings)
-    fitted = fitted.model_copy(update={"provenance": provenance_of(steps, file_hashes(observations))})
+    fitted = chosen.fit(chosen.features(steps, catalog), settings, prior=source)
+    origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or (), prior=prior)
+    fitted = fitted.model_copy(update={"provenance": origin})
     write_coefficients(fitted, out)
     if common.as_json:
         present.show_json(fitted)
@@ -176,6 +230,7 @@ def predict(
     *,
     coefficients: Annotated[Path, typer.Option(help="coefficients.json of a fit.")],
     out: Annotated[Path, typer.Option(help="Where the rows with their prediction are written (Parquet).")],
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Write the input's rows plus predicted_step_time_us, in microseconds.
@@ -184,7 +239,7 @@ def predict(
     """
     from srfa.predictions import predict_files  # noqa: PLC0415 - see above
 
-    summary = predict_files(observations, read_coefficients(coefficients), common.catalog(), out)
+    summary = predict_files(observations, read_coefficients(coefficients), _calibrated(common, calibrate), out)
     if common.as_json:
         present.show_json(summary)
     else:
@@ -194,7 +249,7 @@ def predict(
 
 @app.command()
 @with_common
-def validate(
+def validate(  # noqa: PLR0913 - one an option
     observations: ObservationFiles,
     *,
     split: Annotated[list[str], typer.Option(help="A split, for example leave-one-gpu-out; repeatable.")],
@@ -202,6 +257,7 @@ def validate(
     predictions: Annotated[Path | None, typer.Option(help="Also write held-out predictions (Parquet).")] = None,
     estimator: Estimator = "srfa-seed",
     config: ConfigFile = None,
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Fit on all groups but one, predict that one; for each group of each split.
@@ -211,9 +267,9 @@ def validate(
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.validate import cross_predict  # noqa: PLC0415 - see above
 
-    chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
+    chosen, catalog, settings = estimator_named(estimator), _calibrated(common, calibrate), common.fit_config(config)
     splits, steps, results = [split_named(name) for name in split], load_observations(observations), []
-    origin = provenance_of(steps, file_hashes(observations))
+    origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or ())
     for one in splits:
         with present.progress(one) as advance:
             found = cross_predict(
@@ -304,6 +360,7 @@ def export(
     coefficients: Annotated[Path, typer.Option(help="coefficients.json of a fit.")],
     out: Annotated[Path, typer.Option(help="The folder to write into.")],
     target: Annotated[ExportFormat, typer.Option("--format", help="json copies, blis refits.")] = ExportFormat.JSON,
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Write coefficients for another program.
@@ -318,7 +375,7 @@ def export(
         written: tuple[Path, ...] = (out / "coefficients.json",)
         write_coefficients(fitted, written[0])
     elif observations:
-        catalog = common.catalog()
+        catalog = _calibrated(common, calibrate)
         steps, _ = possible_steps(load_observations(observations), catalog)
         projection = projection_of(fitted, steps, catalog)
         gpus = {place.gpu: catalog.resolve_gpu(place.gpu) for place in steps.configurations}
@@ -351,6 +408,15 @@ def report(
     if common.as_json:
         present.show_json({"written": str(out)})
     present.say(f"wrote {out}")
+
+
+def _calibrated(common: Common, microbenchmarks: list[Path] | None) -> Catalog:
+    """Read the catalogue with what was measured, and say what to distrust in it."""
+    catalog = common.catalog(microbenchmarks)
+    for gpu in catalog.gpus.values():
+        for doubt in doubtful(gpu.microbenchmark, gpu) if gpu.microbenchmark else ():
+            present.say(f"microbenchmark of {gpu.name}: {doubt}")
+    return catalog
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from srfa.errors import CoefficientsError
 from srfa.specs import Spec
 
+Transfer = Literal["zero-shot", "calibrated", "few-shot"]
+"""How a fit reaches hardware: by datasheets alone, with a microbenchmark of it, or refitted to some steps on it."""
+
 
 class FitConfig(Spec):
     """Settings of a fit; where a tuple is given, cross-validation grouped by job chooses one entry.
@@ -90,9 +93,19 @@ class CoefficientBlock(Spec):
 
 
 class Provenance(Spec):
-    """Where a fit came from: data by hash, jobs by id, software by version."""
+    """Where a fit came from: data by hash, jobs by id, software by version.
+
+    Parameters
+    ----------
+    transfer
+        What was known of the hardware beside its datasheet: nothing, a microbenchmark, or a fit of other data.
+    transfer_sha256
+        The files that knowledge came from: microbenchmarks and the prior coefficients.
+    """
 
     data_sha256: dict[str, str] = Field(default_factory=dict)
+    transfer: Transfer = "zero-shot"
+    transfer_sha256: dict[str, str] = Field(default_factory=dict)
     job_ids: tuple[str, ...] = ()
     gpus: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -158,6 +171,23 @@ def read_coefficients(path: Path) -> Coefficients:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "document"
         raise CoefficientsError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s))") from error
+
+
+def read_prior(path: Path, estimator: str) -> Coefficients:
+    """Read the coefficients that a few-shot fit of ``estimator`` starts from.
+
+    Raises
+    ------
+    CoefficientsError
+        The file cannot be used, or another estimator's fit is in it.
+    """
+    prior = read_coefficients(path)
+    if prior.estimator != estimator:
+        raise CoefficientsError(
+            f"{path}: estimator={prior.estimator!r} cannot be the prior of {estimator!r}; "
+            f"fit with --estimator {prior.estimator}, or name coefficients of {estimator}"
+        )
+    return prior
 
 
 def write_coefficients(coefficients: Coefficients, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -16,6 +16,7 @@ from srfa.catalog import Catalog, load_catalog
 from srfa.coefficients import FitConfig
 from srfa.document import read_yaml
 from srfa.errors import InputError, UsageError
+from srfa.microbenchmark import read_microbenchmark
 from srfa.wording import explain
 
 
@@ -29,9 +30,16 @@ class Common:
     jobs: Annotated[int, typer.Option(min=1, help="Processes to use.")] = 1
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")] = False
 
-    def catalog(self) -> Catalog:
-        """Read the folders of GPUs and models."""
-        return load_catalog(self.gpus, self.models)
+    def catalog(self, microbenchmarks: Sequence[Path] | None = None) -> Catalog:
+        """Read the folders of GPUs and models, and join what was measured of some GPUs.
+
+        Raises
+        ------
+        CatalogError
+            A folder or file cannot be used, or the figures of a microbenchmark are not those of the GPU it names.
+        """
+        catalog = load_catalog(self.gpus, self.models)
+        return catalog.calibrated({str(path): read_microbenchmark(path) for path in microbenchmarks or ()})
 
     def fit_config(self, path: Path | None) -> FitConfig:
         """Read the settings of a fit; the seed of this call goes before the file's, where one was given.

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from srfa.leaderboard_page import LEGEND, SUMMARY_LEGEND, columns_of, left_out_grid, split_grid, summary_grid
+from srfa.microbenchmark import FIGURE_UNITS
 from srfa.report import COEFFICIENT_HEADS, FOLD_HEADS, coefficient_rows, fold_rows
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from srfa.matrix import Expansion
     from srfa.metrics import Errors
     from srfa.plan import Plan
-    from srfa.specs import BenchmarkJob
+    from srfa.specs import BenchmarkJob, Microbenchmark
     from srfa.validate import Progress as Callback
     from srfa.validation_report import ValidationReport
 
@@ -109,10 +110,22 @@ def show_ingested(jobs: Sequence[IngestedFolder]) -> None:
     show_table(("run", "job", "steps", "requests", "data gates"), rows)
 
 
+def show_microbenchmark(measured: Microbenchmark) -> None:
+    """Show each figure with how far its repeats lie apart, and why one is missing."""
+    rows = []
+    for figure, unit in FIGURE_UNITS.items():
+        value, spread = getattr(measured, figure), measured.spread_ratio.get(figure)
+        shown = ("-", "") if value is None else (f"{value:.4g}", unit)
+        rows.append((figure, *shown, "" if spread is None else f"{100 * spread:.1f}", measured.notes.get(figure, "")))
+    threads = f", {measured.threads} thread(s)" if measured.kind == "cpu" and measured.threads else ""
+    show_table(("figure", "value", "unit", "spread %", "note"), rows, f"{measured.gpu}, {measured.dtype}{threads}")
+
+
 def show_coefficients(coefficients: Coefficients) -> None:
     """Show a fit: its coefficients with units, its constants, how it ended."""
     ended = "converged" if coefficients.converged else "did NOT converge"
-    title = f"{coefficients.estimator}: {ended} on {coefficients.provenance.n_steps} steps"
+    origin = coefficients.provenance
+    title = f"{coefficients.estimator}: {ended} on {origin.n_steps} steps, {origin.transfer}"
     show_table(COEFFICIENT_HEADS, coefficient_rows(coefficients), title)
     facts = {**coefficients.constants, **coefficients.chosen}
     show_table(("constant or chosen setting", "value"), [(name, f"{value:.6g}") for name, value in facts.items()])
@@ -135,7 +148,7 @@ def show_report(report: ValidationReport) -> None:
     if report.impossible:
         say(f"{report.split}: not possible: {report.impossible}")
         return
-    show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}")
+    show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}, {report.transfer}")
 
 
 def show_leaderboard(board: Leaderboard) -> None:

@@ -233,6 +233,7 @@ def _left_out(findings: Findings) -> Section:
 
 def _provenance(provenance: Provenance) -> Section:
     facts = (
+        ("transfer", provenance.transfer),
         ("steps", str(provenance.n_steps)),
         ("jobs", str(len(provenance.job_ids))),
         ("GPUs", ", ".join(provenance.gpus)),
@@ -241,5 +242,6 @@ def _provenance(provenance: Provenance) -> Section:
         ("srfa", " ".join((provenance.srfa_version, provenance.code_version)).strip()),
         ("libraries", ", ".join(f"{name} {version}" for name, version in provenance.library_versions.items())),
         *((f"sha256 of {name}", digest) for name, digest in provenance.data_sha256.items()),
+        *((f"sha256 of {name}", digest) for name, digest in provenance.transfer_sha256.items()),
     )
     return Section("Provenance", grid=Grid(("what", "value"), facts))

@@ -66,7 +66,8 @@ class CrossPrediction:
 
     def with_provenance(self, provenance: Provenance) -> CrossPrediction:
         """Return this with a report that says where its data came from."""
-        return CrossPrediction(self.report.model_copy(update={"provenance": provenance}), self.held_out)
+        origin = {"provenance": provenance, "transfer": provenance.transfer}
+        return CrossPrediction(self.report.model_copy(update=origin), self.held_out)
 
 
 def cross_validate(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from srfa.coefficients import FitConfig, FoldSummary, Provenance
+from srfa.coefficients import FitConfig, FoldSummary, Provenance, Transfer
 from srfa.errors import InputError
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError
@@ -63,11 +63,14 @@ class ValidationReport(Spec):
         The errors over all held-out steps together; None where no fold succeeded.
     n_impossible_labels
         Steps left out because their label undercuts the speed of light.
+    transfer
+        What the fits knew of the hardware beside its datasheet; reports that differ in it are never compared.
     """
 
     schema_version: Literal[1] = 1
     estimator: str
     split: Split
+    transfer: Transfer = "zero-shot"
     config: FitConfig
     n_steps: int
     n_jobs: int

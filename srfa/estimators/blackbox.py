@@ -16,6 +16,7 @@ from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.errors import FitError, UnknownConfigurationError
 from srfa.estimators.floor import FLOOR, floored
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import NON_NEGATIVE, learned_block
@@ -52,7 +53,7 @@ class BlackboxEstimator:
         matrix = feature_matrix(observations, {"step": Block.of(columns, observations.n_steps)})
         return replace(matrix, configurations=tuple(_named(one, catalog) for one in matrix.configurations))
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Fit each configuration by itself; those with fewer than 10 steps are left out and named.
 
         Raises
@@ -60,6 +61,7 @@ class BlackboxEstimator:
         FitError
             Fewer than 20 steps are left, or no configuration has 10.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         names, index = configurations_of(kept)
         enough = np.bincount(index, minlength=len(names)) >= _LEAST_STEPS

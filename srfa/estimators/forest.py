@@ -18,6 +18,7 @@ from sklearn.tree import DecisionTreeRegressor
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.errors import CoefficientsError
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
 from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
@@ -45,7 +46,7 @@ class ForestEstimator:
         columns = {**_batch(step), **_model(step), **_gpu(step), **_parallelism(step)}
         return feature_matrix(observations, {"step": Block.of(columns, step.n_steps)})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Grow the trees on log step times, deterministic by the seed of ``config``.
 
         Raises
@@ -53,6 +54,7 @@ class ForestEstimator:
         FitError
             Fewer than 20 steps are left.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         block = kept.blocks["step"]
         forest = RandomForestRegressor(

@@ -16,6 +16,7 @@ import numpy as np
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
 from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
@@ -58,7 +59,7 @@ class HammEstimator:
         size = Block.of({("tokens", "tokens"): step.tokens}, step.n_steps)
         return feature_matrix(observations, {"fixed": _fixed(step), "compute": _compute(step), "size": size})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Fit overheads to the steps with the fewest tokens, then compute to what all steps have left.
 
         Raises
@@ -66,6 +67,7 @@ class HammEstimator:
         FitError
             Fewer than 20 steps are left.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         labels, fixed = kept.step_time_us, kept.blocks["fixed"]
         found = _overheads(kept, config)

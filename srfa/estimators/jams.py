@@ -16,6 +16,7 @@ import numpy as np
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.estimators.floor import FLOOR, floored, floored_share
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import (
     StepQuantities,
     architecture_imbalance,
@@ -47,7 +48,7 @@ class JamsEstimator:
         step = StepQuantities.of(observations, catalog)
         return feature_matrix(observations, {"fixed": _fixed(step), "compute": _compute(step)})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Choose ridges and threshold by jobs, then minimise by L-BFGS-B from datasheet rates.
 
         Raises
@@ -55,6 +56,7 @@ class JamsEstimator:
         FitError
             Fewer than 20 steps are left.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         problem, n_fixed = _problem(kept), len(kept.blocks["fixed"].names)
         start = _roofline_start(kept, problem)

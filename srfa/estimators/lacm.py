@@ -12,6 +12,7 @@ import numpy as np
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities, router_flops_per_token
 from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
@@ -32,7 +33,7 @@ class LacmEstimator:
         step = StepQuantities.of(observations, catalog)
         return feature_matrix(observations, {"log_step": _log_step(step)})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Fit the logarithms; the labels are positive, so none needs an epsilon.
 
         Raises
@@ -40,6 +41,7 @@ class LacmEstimator:
         FitError
             Fewer than 20 steps are left.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         found = fit_log_ridge(kept.blocks["log_step"], kept.step_time_us, groups=model_and_gpu(kept), config=config)
         return Coefficients(

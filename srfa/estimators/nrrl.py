@@ -11,6 +11,7 @@ from __future__ import annotations
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.estimators.floor import FLOOR, floored, floored_share
+from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
 from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
@@ -30,7 +31,7 @@ class NrrlEstimator:
         step = StepQuantities.of(observations, catalog)
         return feature_matrix(observations, {"step": _step(step)})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Fit the ridge to relative errors, its strength by cross-validation grouped by job.
 
         Raises
@@ -38,6 +39,7 @@ class NrrlEstimator:
         FitError
             Fewer than 20 steps are left.
         """
+        refuse_prior(self.name, prior)
         kept = prepare(features, config)
         labels = kept.step_time_us
         found = fit_relative_ridge(kept.blocks["step"], labels, groups=kept.job_index, config=config)

@@ -35,9 +35,9 @@ class RooflineEstimator:
         }
         return feature_matrix(observations, {"roofline": Block.of(columns, observations.n_steps)})
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
-        """Learn nothing: the datasheet is the model."""
-        del features
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
+        """Learn nothing, from a prior neither: the datasheet is the model."""
+        del features, prior
         return Coefficients(estimator=self.name, blocks={}, converged=True, message="nothing is fitted", config=config)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:

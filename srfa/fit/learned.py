@@ -48,13 +48,25 @@ def contribution(coefficients: Coefficients, features: FeatureMatrix, name: str)
     CoefficientsError
         The coefficients were fitted to other features than these.
     """
-    block, learned = features.blocks[name], coefficients.blocks.get(name)
-    if learned is None or learned.names != block.names:
+    block = features.blocks[name]
+    return np.asarray(block.values @ learned_values(coefficients, name, block.names))
+
+
+def learned_values(coefficients: Coefficients, name: str, features: tuple[str, ...]) -> FloatArray:
+    """Return the values of a block that was fitted to exactly these features.
+
+    Raises
+    ------
+    CoefficientsError
+        The coefficients were fitted to other features than these.
+    """
+    learned = coefficients.blocks.get(name)
+    if learned is None or learned.names != features:
         raise CoefficientsError(
             f"coefficients of {coefficients.estimator}: block {name!r} has {learned.names if learned else 'no'}"
-            f" features, expected {block.names}; they were fitted by another version, fit again"
+            f" features, expected {features}; they were fitted by another version, fit again"
         )
-    return np.asarray(block.values @ np.array(learned.values))
+    return np.array(learned.values)
 
 
 def _at_bound(value: float, bounds: Bounds) -> bool:

@@ -58,3 +58,10 @@ def test_overheads_are_two_exchanges_a_layer():
         {"model": "mistralai/Mixtral-8x7B-v0.1", "tensor_parallel_size": 4, "expert_parallel_size": 4},
     ]
     assert times_of(*(step(**row) for row in rows))["overhead"].tolist() == [505.0, 505 + 640, 505 + 640 + 3200]
+
+
+def test_a_prior_teaches_it_nothing(planted, shipped):
+    roofline = estimator_named("roofline")
+    features = roofline.features(planted, shipped)
+    plain = roofline.fit(features, FitConfig())
+    assert roofline.fit(features, FitConfig(), prior=plain) == plain
