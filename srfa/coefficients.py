@@ -42,7 +42,7 @@ class FitConfig(Spec):
     lambda_beta: tuple[float, ...] = (0.0001, 0.001, 0.01)
     huber_delta: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.3)
     huber_delta_iqr: tuple[PositiveFloat, ...] = ()
-    prior_weight: tuple[PositiveFloat, ...] = (0.0002,)
+    prior_weight: tuple[PositiveFloat, ...] = (0.0003,)
     winsorise_quantile: float = Field(default=0.99, gt=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
     kv_thresholds: tuple[float, float] = (0.7, 0.9)

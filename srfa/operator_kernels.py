@@ -5,7 +5,7 @@ Every figure grows with every total, so that a prediction with positive coeffici
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,35 @@ from srfa.compiled import compiled
 from srfa.ragged import FloatArray, IntArray
 from srfa.routing import TOKENS
 
-TOTALS_DTYPE: Final = np.dtype(
-    [
-        (name, np.float64)
-        for name in (
-            "prefill_tokens", "decode_tokens", "prefills", "decodes", "prefill_pairs", "prefill_context",
-            "decode_context", "offloaded_bytes", "is_measured",
-        )
-    ]
-)  # fmt: skip
-"""What a step is to the model. ``prefill_pairs`` is the sum of ``new x context + new^2 / 2`` over its prefills."""
+
+class StepTotals(NamedTuple):
+    """What a step is to the model: sums over its requests.
+
+    Parameters
+    ----------
+    prefill_pairs
+        Sum of ``new x context + new^2 / 2`` over the prefills: pairs of a token and one it attends.
+    prefill_context, decode_context
+        Tokens computed before this step: of the prefills, and of the decoding requests with the one of this step.
+    offloaded_bytes
+        Weights that this step fetches over PCIe.
+    is_measured
+        1 where the time includes the host's, 0 where the step was put together from kernel measurements.
+    """
+
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    prefills: float = 0.0
+    decodes: float = 0.0
+    prefill_pairs: float = 0.0
+    prefill_context: float = 0.0
+    decode_context: float = 0.0
+    offloaded_bytes: float = 0.0
+    is_measured: float = 1.0
+
+
+TOTALS_DTYPE: Final = np.dtype([(name, np.float64) for name in StepTotals._fields])
+"""The same as a record, for tables of steps."""
 
 LINEAR: Final = (
     ("kernel_latency", "us of one clock cycle a kernel"),
@@ -113,7 +132,8 @@ def _attention(total: Any, fact: Any, at: int, memory: FloatArray, compute: Floa
 
 
 @compiled
-def _one_step(total: Any, constants: Any, memory: FloatArray, compute: FloatArray, linear: FloatArray) -> None:
+def one_step(total: Any, constants: Any, memory: FloatArray, compute: FloatArray, linear: FloatArray) -> None:
+    """Fill in the operators of one step; the three arrays come in as zeros."""
     gemms, fact, loads = constants
     n_gemms, tokens = gemms.shape[0], total.prefill_tokens + total.decode_tokens
     _gemms(total, gemms, fact, memory, compute)
@@ -149,4 +169,4 @@ def all_steps(
     gemm_facts, facts, loads = constants
     for row in range(totals.shape[0]):
         at = configuration[row]
-        _one_step(totals[row], (gemm_facts[at], facts[at], loads[at]), memory[row], compute[row], linear[row])
+        one_step(totals[row], (gemm_facts[at], facts[at], loads[at]), memory[row], compute[row], linear[row])

@@ -145,9 +145,10 @@ def _rooflines(memory: FloatArray, compute: FloatArray, out: FloatArray) -> None
 
 
 @compiled
-def _step_us(
+def sum_us(
     memory: FloatArray, compute: FloatArray, linear: FloatArray, kind: IntArray, factors: tuple[FloatArray, ...]
 ) -> float:
+    """Return the time of one step: its rooflines and linear terms, microseconds."""
     by_memory, by_compute, by_linear = factors
     total = 0.0
     for column in range(kind.size):
@@ -174,7 +175,7 @@ def _predict(  # noqa: PLR0913, PLR0917 - arrays of a compiled loop
 ) -> None:
     for row in range(gpu.size):
         factors = (by_memory[gpu[row]], by_compute[gpu[row]], by_linear[software[row]])
-        out[row] = _step_us(memory[row], compute[row], linear[row], kind, factors)
+        out[row] = sum_us(memory[row], compute[row], linear[row], kind, factors)
 
 
 @compiled

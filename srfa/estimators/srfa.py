@@ -20,18 +20,20 @@ from srfa.fit.preparation import warmed_up
 from srfa.fit.search import choose_setting
 from srfa.fit.softplus import Solution
 from srfa.fit.terms import COMPUTE, DEVIATION_LOG_SD, LINEAR_TERMS, MEMORY, SOFTWARE_LOG_SD, Term
-from srfa.observations import Observations
-from srfa.operator_kernels import LINEAR
-from srfa.operators import KINDS, constants, operator_times, step_totals
+from srfa.observations import Configuration, Observations
+from srfa.operator_kernels import LINEAR, StepTotals
+from srfa.operators import KINDS, constants, kind_of, operator_times, step_totals
 from srfa.ragged import FloatArray, IntArray
-from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, places
+from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, place_of, places
 from srfa.smooth_roofline import Factors, predicted_us, smooth_roofline
+from srfa.step_kernel import step_us
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
 
 _GEMM = KINDS.index("gemm")
 _LEAST_ROOFLINE = float(smooth_roofline(np.ones(1), np.zeros(1))[0])
 """R of a unit of memory time without compute: what a streaming product takes at factor one."""
 _HOST = np.array([name.startswith("host_") for name, _ in LINEAR], dtype=np.float64)
+_FIRST = np.zeros(1, dtype=np.int64)
 _SHARED = ("memory", "compute", "linear")
 _DEVIATING = ("gpu_memory", "gpu_compute", "software_host")
 
@@ -76,14 +78,41 @@ class SrfaEstimator:
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
         groups = Groups.of(features)
-        return predicted_us(groups.work(features), factors_of(coefficients, groups, features))
+        return predicted_us(groups.work(features), _factors(coefficients, groups, features))
 
 
-def factors_of(coefficients: Coefficients, groups: Groups, features: FeatureMatrix) -> Factors:
-    """Return the factors of the groups in ``features``: learned, from a microbenchmark, or those of any GPU."""
+class StepClock:
+    """Predicts single steps of one configuration: what a simulator asks, some hundred thousand times a second.
+
+    Features and formula are those of :class:`SrfaEstimator`, compiled into one call.
+    """
+
+    def __init__(self, coefficients: Coefficients, configuration: Configuration, catalog: Catalog) -> None:
+        place = place_of(configuration, catalog)
+        of = constants((place,))
+        groups = Groups((configuration.gpu,), (configuration.software_version or "",), _FIRST, _FIRST)
+        measured = np.array([[_memory_excess(place), _compute_excess(place)]])
+        factors = _factors_of(coefficients, groups, measured)
+        kind = np.array([kind_of(name) for name in of.operators], dtype=np.int64)
+        self._constants = (of.gemm_facts[0], of.facts[0], of.loads[0])
+        self._factors = (factors.memory[0], factors.compute[0], factors.linear[0])
+        self._kind = kind
+        self._scratch = (np.zeros(len(kind)), np.zeros(len(kind)), np.zeros(len(LINEAR)))
+
+    def step_time_us(self, totals: StepTotals) -> float:
+        """Return the predicted time of a step with these totals, microseconds."""
+        return step_us(totals, self._constants, self._kind, self._factors, self._scratch)
+
+
+def _factors(coefficients: Coefficients, groups: Groups, features: FeatureMatrix) -> Factors:
+    return _factors_of(coefficients, groups, _excess(groups, features))
+
+
+def _factors_of(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> Factors:
+    """Return the factors of each group: as learned, as a microbenchmark says, or those of any GPU."""
     shared = np.concatenate([_log(coefficients, name) for name in _SHARED])
     layout = Layout(len(KINDS), _HOST, len(groups.gpus), len(groups.softwares))
-    return layout.factors(np.concatenate([shared, _deviations(coefficients, groups, features)]))
+    return layout.factors(np.concatenate([shared, _deviations(coefficients, groups, excess)]))
 
 
 def _memory_excess(place: Place) -> float:
@@ -101,9 +130,9 @@ def _log(coefficients: Coefficients, name: str) -> FloatArray:
     return np.log(learned_values(coefficients, name, names))
 
 
-def _deviations(coefficients: Coefficients, groups: Groups, features: FeatureMatrix) -> FloatArray:
+def _deviations(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> FloatArray:
     """Logarithms of the groups' deviations: as learned; else as measured; else none."""
-    measured = _measured(groups, features, _log(coefficients, "memory"), _log(coefficients, "compute"))
+    measured = _measured(excess, _log(coefficients, "memory"), _log(coefficients, "compute"))
     parts = []
     for block, names, otherwise in zip(
         _DEVIATING,
@@ -117,12 +146,13 @@ def _deviations(coefficients: Coefficients, groups: Groups, features: FeatureMat
     return np.array(parts, dtype=np.float64)
 
 
-def _measured(
-    groups: Groups, features: FeatureMatrix, memory: FloatArray, compute: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _excess(groups: Groups, features: FeatureMatrix) -> FloatArray:
+    """Datasheet over measured rate of memory and matrices of each GPU, 0 where none is known, shape ``(n_gpus, 2)``."""
+    return features.blocks["measured"].values[np.unique(groups.gpu, return_index=True)[1]]
+
+
+def _measured(excess: FloatArray, memory: FloatArray, compute: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Deviations that microbenchmarks tell: how much slower than products in general each GPU's were."""
-    first = np.unique(groups.gpu, return_index=True)[1]
-    excess = features.blocks["measured"].values[first]
     in_general = np.array([_LEAST_ROOFLINE * np.exp(memory[_GEMM]), np.exp(compute[_GEMM])])
     deviations = np.log(np.where(excess > 0, excess / in_general, 1.0))
     return deviations[:, 0], deviations[:, 1]
@@ -136,10 +166,10 @@ def _prior(groups: Groups, features: FeatureMatrix, source: Coefficients | None)
     log_sd = np.array([*spread, *[SOFTWARE_LOG_SD] * len(groups.softwares)])
     if source:
         shared = np.concatenate([_log(source, name) for name in _SHARED])
-        return Prior(np.concatenate([shared, _deviations(source, groups, features)]), log_sd)
+        return Prior(np.concatenate([shared, _deviations(source, groups, _excess(groups, features))]), log_sd)
     shared = np.log([term.mean for term in terms])
     n_kinds = len(KINDS)
-    measured = _measured(groups, features, shared[:n_kinds], shared[n_kinds : 2 * n_kinds])
+    measured = _measured(_excess(groups, features), shared[:n_kinds], shared[n_kinds : 2 * n_kinds])
     deviations = np.concatenate([*measured, np.zeros(n_deviations)])[:n_deviations]
     return Prior(np.concatenate([shared, deviations]), log_sd)
 

@@ -3,10 +3,11 @@
 Parameters are logarithms, in this order: memory and compute factor of each kind of operator, coefficient of each linear
 term, then the deviations: of each GPU's memory and compute factors, and of each software's host terms. The objective is
 
-``mean Huber(predicted / measured - 1) + (w / 2) sum ((log theta - log prior) / sd)^2``
+``mean Huber(predicted / measured - 1) + (w / 2) (1 + 100 / n) sum ((log theta - log prior) / sd)^2``
 
-started at the convex fit of the tangent plane at the prior (cvxpy), then minimised by L-BFGS-B with its exact gradient.
-A factor below its bound is held there: no fit predicts a step faster than the memory and the tensor cores are.
+for ``n`` steps: up to about a hundred each tells something new, beyond that they repeat each other within their jobs.
+It is started at the convex fit of the tangent plane at the prior (cvxpy), then minimised by L-BFGS-B with its exact
+gradient. A factor below its bound is held there: no fit predicts a step faster than memory and tensor cores are.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ LEAST_COMPUTE: Final = 1.0
 """Bound of a compute factor: the dense peak."""
 _FIRST_ROWS: Final = 60_000
 """A fit of more steps is first solved on this many, stratified by label; few passes over all of them remain then."""
+_TELLING_STEPS: Final = 100.0
 _LARGEST_LOG: Final = 25.0
 
 
@@ -119,8 +121,9 @@ def objective(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[floa
     factors = task.layout.factors(log_theta)
     loss, slopes = loss_and_slopes(task.work, factors, task.step_time_us, setting.huber_delta)
     distance = (log_theta - task.prior.log_mean) / task.prior.log_sd
-    penalty = 0.5 * setting.prior_weight * float(distance @ distance)
-    gradient = task.layout.gradient(factors, slopes) + setting.prior_weight * distance / task.prior.log_sd
+    weight = setting.prior_weight * (1.0 + _TELLING_STEPS / task.work.n_steps)
+    penalty = 0.5 * weight * float(distance @ distance)
+    gradient = task.layout.gradient(factors, slopes) + weight * distance / task.prior.log_sd
     return loss + penalty, gradient
 
 
