@@ -113,7 +113,7 @@ def kind_of(operator: str) -> int:
 def constants(where: tuple[Place, ...]) -> Constants:
     """Work out what is constant of each configuration."""
     rows = [_gemm_rows(place) for place in where]
-    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    names = tuple(sorted({name for row in rows for name in row}))
     gemm_facts = np.zeros((len(where), len(names)), dtype=GEMM_DTYPE)
     for position, row in enumerate(rows):
         for name, facts in row.items():

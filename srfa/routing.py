@@ -32,6 +32,8 @@ LARGE_TILE: Final = 64
 _DRAWS: Final = 48
 _SEED: Final = 7
 _LARGEST_SHARE: Final = 0.8
+_ROUNDS: Final = 12
+"""Each hands out most of what is missing; experts that are full drop out of the next."""
 _POWER_LAW: Final = "power_law_"
 
 Draw = Callable[[np.random.Generator, int, int, int], FloatArray]
@@ -106,8 +108,9 @@ def _balanced(_: np.random.Generator, tokens: int, experts: int, top_k: int) -> 
 
 
 def _random(generator: np.random.Generator, tokens: int, experts: int, top_k: int) -> FloatArray:
-    """Loads of independent choices: binomial for each expert, which keeps the mean and very nearly the spread."""
-    return generator.binomial(tokens, top_k / experts, size=(_DRAWS, experts)).astype(np.float64)
+    """Loads of independent choices: binomial for each expert, brought to the exact number of pairs."""
+    loads = generator.binomial(tokens, top_k / experts, size=(_DRAWS, experts)).astype(np.float64)
+    return _brought_to(loads, tokens * top_k, tokens)
 
 
 def _power_law(generator: np.random.Generator, tokens: int, experts: int, top_k: int, *, exponent: float) -> FloatArray:
@@ -118,23 +121,28 @@ def _power_law(generator: np.random.Generator, tokens: int, experts: int, top_k:
     uniform = generator.random((_DRAWS, experts))
     popularity = (low**power + uniform * (high**power - low**power)) ** (1.0 / power)
     exact = popularity / popularity.sum(axis=1, keepdims=True) * (tokens * top_k)
-    loads = np.minimum(np.round(exact), tokens)
-    return _topped_up(loads, tokens * top_k, tokens)
+    return _brought_to(np.round(exact), tokens * top_k, tokens)
 
 
-def _topped_up(loads: FloatArray, pairs: int, tokens: int) -> FloatArray:
-    """Hand the pairs that rounding lost to the busiest experts with room, one each; take surplus from the busiest."""
+def _brought_to(loads: FloatArray, pairs: int, tokens: int) -> FloatArray:
+    """Bring every draw to exactly ``pairs`` pairs, no expert above ``tokens``: shares first, then one each."""
+    loads = np.minimum(loads, tokens)
+    for _ in range(_ROUNDS):
+        missing = pairs - loads.sum(axis=1, keepdims=True)
+        room = np.where(missing > 0, np.where(loads < tokens, loads, 0.0), loads)
+        share = room / np.maximum(room.sum(axis=1, keepdims=True), 1.0)
+        loads = np.clip(loads + np.trunc(missing * share), 0.0, tokens)
+    return _one_each(loads, pairs, tokens)
+
+
+def _one_each(loads: FloatArray, pairs: int, tokens: int) -> FloatArray:
+    """Hand what rounding lost to the busiest experts with room, one each, round by round; take what is too much."""
     order = np.argsort(-loads, axis=1)
-    sorted_loads = np.take_along_axis(loads, order, axis=1)
-    for _ in range(loads.shape[1]):
-        missing = pairs - sorted_loads.sum(axis=1)
-        if not missing.any():
-            break
-        room = (sorted_loads < tokens) if missing.max() > 0 else (sorted_loads > 0)
-        first = np.cumsum(room, axis=1) <= np.abs(missing)[:, None]
-        sorted_loads += np.where(room & first, np.sign(missing)[:, None], 0.0)
-        np.clip(sorted_loads, 0.0, tokens, out=sorted_loads)
-    np.put_along_axis(loads, order, sorted_loads, axis=1)
+    ranked = np.take_along_axis(loads, order, axis=1)
+    while (missing := pairs - ranked.sum(axis=1)).any():
+        room = np.where(missing[:, None] > 0, ranked < tokens, ranked > 0)
+        ranked += np.where(room & (np.cumsum(room, axis=1) <= np.abs(missing)[:, None]), np.sign(missing)[:, None], 0.0)
+    np.put_along_axis(loads, order, ranked, axis=1)
     return loads
 
 

@@ -32,23 +32,45 @@ def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int
         free = np.full(problem.compute.shape[1], np.inf)
         return np.clip(problem.prior, np.append(problem.linear_lower, -free), np.append(problem.linear_upper, free))
     rows = stratified_rows(problem.step_time_us, max_rows, seed)
-    relative = np.hstack([problem.linear, problem.compute])[rows] / problem.step_time_us[rows, None]
-    lower: FloatArray = np.concatenate([problem.linear_lower, np.zeros(problem.compute.shape[1])])
-    theta = cp.Variable(lower.size)
-    loss = cp.sum(0.5 * cp.huber(relative @ theta - 1.0, penalty.huber_delta)) / len(rows)
-    gamma, beta = theta[: problem.n_linear], theta[problem.n_linear :]
-    ridge = penalty.lambda_gamma * cp.sum_squares(gamma) + penalty.lambda_beta * cp.sum_squares(beta)
-    bounded = np.isfinite(problem.linear_upper)
-    limits = [theta >= lower, gamma[bounded] <= problem.linear_upper[bounded]]
-    program = cp.Problem(cp.Minimize(loss + ridge), limits)
+    free = problem.compute.shape[1]
+    lower: FloatArray = np.concatenate([problem.linear_lower, np.zeros(free)])
+    found = bounded_huber(
+        np.hstack([problem.linear, problem.compute])[rows] / problem.step_time_us[rows, None],
+        lower=lower,
+        upper=np.append(problem.linear_upper, np.full(free, np.inf)),
+        ridge=np.repeat([penalty.lambda_gamma, penalty.lambda_beta], [problem.n_linear, free]),
+        towards=np.zeros(lower.size),
+        huber_delta=penalty.huber_delta,
+    )
+    return lower if found is None else found
+
+
+def bounded_huber(
+    relative: FloatArray,
+    *,
+    lower: FloatArray,
+    upper: FloatArray,
+    ridge: FloatArray,
+    towards: FloatArray,
+    huber_delta: float,
+) -> FloatArray | None:
+    """Minimise ``mean Huber(relative . x - 1) + sum ridge (x - towards)^2`` within bounds; None where no solver could.
+
+    Parameters
+    ----------
+    relative
+        Columns divided by the label, shape ``(n_steps, n_columns)``.
+    """
+    x = cp.Variable(relative.shape[1])
+    loss = cp.sum(0.5 * cp.huber(relative @ x - 1.0, huber_delta)) / len(relative)
+    pull = cp.sum_squares(cp.multiply(np.sqrt(ridge), x - towards))
+    bounded = np.isfinite(upper)
+    program = cp.Problem(cp.Minimize(loss + pull), [x >= lower, x[bounded] <= upper[bounded]])
     try:
         program.solve(solver=cp.CLARABEL)
     except cp.SolverError:
-        return lower
-    if theta.value is None:
-        return lower
-    upper = np.append(problem.linear_upper, np.full(problem.compute.shape[1], np.inf))
-    return np.clip(np.asarray(theta.value, dtype=np.float64), lower, upper)
+        return None
+    return None if x.value is None else np.clip(np.asarray(x.value, dtype=np.float64), lower, upper)
 
 
 def stratified_rows(step_time_us: FloatArray, max_rows: int, seed: int) -> IntArray:

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.optimize import Bounds, minimize
 
 from srfa.coefficients import FitConfig
-from srfa.fit.convex import convex_start, stratified_rows
-from srfa.fit.objective import Penalty, Problem, column_scale
+from srfa.fit.convex import bounded_huber, stratified_rows
+from srfa.fit.objective import column_scale
 from srfa.fit.softplus import Solution
 from srfa.ragged import FloatArray, IntArray
 from srfa.smooth_roofline import Factors, Work, loss_and_slopes, tangents
@@ -141,20 +141,17 @@ def tangent_start(task: Task, setting: Setting, config: FitConfig) -> FloatArray
     at_prior = np.exp(np.concatenate(layout.parts(mean)[:3]))
     scale = column_scale(columns, part.step_time_us)
     bounds = np.repeat([LEAST_MEMORY, LEAST_COMPUTE, 0.0], [layout.n_kinds, layout.n_kinds, len(layout.is_host)])
-    problem = Problem(
-        linear=columns / scale,
-        compute=np.empty((len(columns), 0)),
-        step_time_us=part.step_time_us,
-        linear_scale=scale,
-        compute_scale=np.empty(0),
-        linear_lower=bounds * scale,
-        linear_upper=np.full(len(scale), np.inf),
-        softplus_scale_us=0.0,
-        prior=at_prior * scale,
+    found = bounded_huber(
+        columns / scale / part.step_time_us[:, None],
+        lower=bounds * scale,
+        upper=np.full(len(scale), np.inf),
+        ridge=np.full(len(scale), setting.prior_weight),
+        towards=at_prior * scale,
+        huber_delta=setting.huber_delta,
     )
-    penalty = Penalty(setting.prior_weight, setting.prior_weight, setting.huber_delta)
-    found = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed) / scale
-    shared = np.log(np.maximum(found, 0.1 * at_prior))
+    if found is None:
+        return mean
+    shared = np.log(np.maximum(found / scale, 0.1 * at_prior))
     return np.concatenate([shared, mean[len(shared) :]])
 
 
@@ -183,7 +180,7 @@ def _minimised(start: FloatArray, task: Task, setting: Setting, config: FitConfi
         jac=True,
         method="L-BFGS-B",
         bounds=Bounds(lower, np.full(len(start), _LARGEST_LOG)),
-        options={"maxiter": config.max_iterations, "maxfun": 2 * config.max_iterations, "ftol": 1e-9, "gtol": 1e-6},
+        options={"maxiter": config.max_iterations, "maxfun": 2 * config.max_iterations, "ftol": 1e-12, "gtol": 1e-8},
     )
 
 
