@@ -16,7 +16,16 @@ from srfa.specs import Skipped
 from tasks import training
 from tasks.campaign import THIS_MACHINE, Site
 from tasks.ingest import JobData, stored_run
-from tasks.stages import fit, ingest_run, load_run, publish_release, record_jobs, record_verdict, validate
+from tasks.stages import (
+    check_physics,
+    fit,
+    ingest_run,
+    load_run,
+    publish_release,
+    record_jobs,
+    record_verdict,
+    validate,
+)
 from tasks.store import TraceStore, open_store
 from tasks.summary import RunSummary, concluded, require_measured, store_summary
 
@@ -75,11 +84,11 @@ class Run:
 def train_and_publish(
     store: TraceStore, dataset: training.Dataset, request: TrainingRequest, *, run: Run = Run()
 ) -> RunSummary:
-    """Fit, validate on every split of the limits, judge, publish, and show it; the verdict is data here."""
+    """Fit, validate on every split of the limits, check physics, judge, publish, show; the verdict is data here."""
     config = FitConfig()
     coefficients = fit(dataset, request.estimator, config)
     validations = [validate(dataset, request.estimator, split, config) for split in request.limits.splits]
-    candidate = training.with_validation(coefficients, validations)
+    candidate = check_physics(training.with_validation(coefficients, validations), dataset)
     decision = training.judge(candidate, request.limits)
     outcomes = tuple(data.outcome for data in run.jobs)
     release, report, latest = publish_release(

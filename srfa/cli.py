@@ -26,8 +26,10 @@ from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
 from srfa.observations import load_observations
 from srfa.options import Common, amounts, with_common
+from srfa.physics_report import read_physics
 from srfa.plan import plan as plan_campaign
 from srfa.provenance import file_hashes, provenance_of
+from srfa.trust_verbs import physics
 from srfa.validation_report import read_reports, write_reports
 
 # Verbs that fit or draw import their module when they run: cvxpy, scipy and matplotlib take seconds to load, which
@@ -45,6 +47,9 @@ MatrixFile = Annotated[Path, typer.Argument(metavar="MATRIX", help="The experime
 ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
 Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
+
+
+app.command()(physics)
 
 
 class ExportFormat(StrEnum):
@@ -239,13 +244,19 @@ def gate(
     *,
     limits: Annotated[Path, typer.Option(help="The limits (YAML).")] = Path("gate.yaml"),
     baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
+    physics_file: Annotated[Path | None, typer.Option("--physics", help="physics.json of 'srfa physics'.")] = None,
     common: Common,
 ) -> None:
     """Judge a validation by limits and a baseline; the exit code is the verdict.
 
     Example: srfa gate report.json --baseline releases/1f2e3d4c5b6a/report.json --limits gate.yaml
     """
-    decision = check_gate(read_reports(report), load_limits(limits), read_reports(baseline) if baseline else None)
+    decision = check_gate(
+        read_reports(report),
+        load_limits(limits),
+        read_reports(baseline) if baseline else None,
+        physics=read_physics(physics_file) if physics_file else None,
+    )
     if common.as_json:
         present.show_json(decision)
     else:

@@ -11,6 +11,7 @@ from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
+from srfa.physics_report import PhysicsReport
 from srfa.specs import JobOutcome, Skipped
 from srfa.validation_report import FoldReport, ValidationReport
 
@@ -39,6 +40,7 @@ class Findings:
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
     figures: tuple[str, ...] = ()
+    physics: PhysicsReport | None = None
 
 
 def report_page(findings: Findings) -> Page:
@@ -58,6 +60,24 @@ def coefficient_rows(coefficients: Coefficients) -> tuple[tuple[str, ...], ...]:
 
 
 COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "at bound")
+PHYSICS_HEADS = ("rule", "outcome", "checked", "broken", "worst value", "limit", "worst case")
+
+
+def physics_rows(report: PhysicsReport) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a rule of physics, under :data:`PHYSICS_HEADS`; the broken ones last."""
+    ordered = sorted(report.findings, key=lambda finding: not finding.passed)
+    return tuple(
+        (
+            one.rule,
+            ("ok" if one.n_checked else "not asked") if one.passed else "BROKEN",
+            str(one.n_checked),
+            str(one.n_broken),
+            "-" if one.value is None else f"{one.value:.4g}",
+            "-" if one.limit is None else f"{one.limit:.4g}",
+            one.worst or one.sentence,
+        )
+        for one in ordered
+    )
 
 
 def _sections(findings: Findings) -> Iterator[Section]:
@@ -68,6 +88,8 @@ def _sections(findings: Findings) -> Iterator[Section]:
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)
+    if findings.physics:
+        yield _physics(findings.physics)
     if findings.coefficients:
         yield _coefficients(findings.coefficients)
         yield _identifiability(findings.coefficients, findings.reports)
@@ -86,6 +108,14 @@ def _verdict(decision: GateDecision) -> Section:
         return Section("Verdict: passed", (f"All {n_rules} rules hold.",))
     sentence = f"{len(broken)} of {n_rules} rules are broken; these coefficients are not to be published as the latest."
     return Section("Verdict: failed", (sentence,), tuple(finding.sentence for finding in broken))
+
+
+def _physics(report: PhysicsReport) -> Section:
+    sentence = (
+        f"{report.n_batches} random batches on {len(report.configurations)} configurations, asked for as they are and"
+        " with more work; these rules need no measurements."
+    )
+    return Section("Physics", (sentence,), grid=Grid(PHYSICS_HEADS, physics_rows(report)))
 
 
 def _folds(report: ValidationReport) -> Section:

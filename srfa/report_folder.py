@@ -14,7 +14,8 @@ from srfa.errors import InputError
 from srfa.figures import draw_figures
 from srfa.gate import GateDecision
 from srfa.page import Page, to_html, to_markdown
-from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, REPORT_FILE, VERDICT_FILE
+from srfa.physics_report import read_physics
+from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, PHYSICS_FILE, REPORT_FILE, VERDICT_FILE
 from srfa.report import Findings, report_page
 from srfa.validation_report import read_reports
 
@@ -22,7 +23,8 @@ from srfa.validation_report import read_reports
 def write_report(folder: Path, out: Path) -> None:
     """Write a report of ``folder`` as ``out``: one self-contained ``.html``, or ``.md`` with its figures beside it.
 
-    ``report.json`` must be there; ``coefficients.json``, ``verdict.json`` and ``held_out.parquet`` add what they hold.
+    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``physics.json`` and
+    ``held_out.parquet`` add what they hold.
 
     Raises
     ------
@@ -40,13 +42,14 @@ def write_report(folder: Path, out: Path) -> None:
 
 
 def _page(folder: Path, pictures: Path) -> Page:
-    coefficients, verdict = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE
+    coefficients, verdict, physics = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE, folder / PHYSICS_FILE
     return report_page(
         Findings(
             reports=read_reports(folder / REPORT_FILE),
             coefficients=read_coefficients(coefficients) if coefficients.exists() else None,
             decision=_decision(verdict) if verdict.exists() else None,
             figures=_figures(folder / HELD_OUT_FILE, pictures),
+            physics=read_physics(physics) if physics.exists() else None,
         )
     )
 

@@ -158,6 +158,15 @@ def validate(dataset: training.Dataset, estimator: str, split: Split, config: Fi
     return validation
 
 
+@task(name="check-physics", cache_policy=NO_CACHE)
+def check_physics(candidate: training.Candidate, dataset: training.Dataset) -> training.Candidate:
+    """Ask the fit for batches nobody measured and compare its answers with physics."""
+    checked = training.with_physics(candidate, dataset)
+    for finding in checked.physics.broken if checked.physics else ():
+        run_log().warning("%s", finding.sentence)
+    return checked
+
+
 @task(
     name="publish",
     cache_policy=NO_CACHE,

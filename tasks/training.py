@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from srfa.fit.token import fit_token
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
 from srfa.observations import Observations, load_observations
+from srfa.physics import check_physics
+from srfa.physics_report import PhysicsReport
 from srfa.provenance import file_hashes, provenance_of
 from srfa.release import Material, Release, publish
 from srfa.requests import request_observations
@@ -56,10 +59,17 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Coefficients with the proof that comes with them, before the verdict."""
+    """Coefficients with the proof that comes with them, before the verdict.
+
+    Parameters
+    ----------
+    physics
+        None before it was checked.
+    """
 
     coefficients: Coefficients
     validations: tuple[CrossPrediction, ...]
+    physics: PhysicsReport | None = None
 
     @property
     def reports(self) -> tuple[ValidationReport, ...]:
@@ -132,9 +142,28 @@ def with_validation(coefficients: Coefficients, validations: Iterable[CrossPredi
     return Candidate(coefficients.model_copy(update={"validation": summaries}), proof)
 
 
+def with_physics(candidate: Candidate, dataset: Dataset) -> Candidate:
+    """Join the candidate and what its predictions say of batches nobody measured.
+
+    An estimator that learns by configuration is asked on those it was fitted to.
+    """
+    coefficients = candidate.coefficients
+    ask = partial(
+        check_physics,
+        estimator_named(coefficients.estimator),
+        coefficients,
+        dataset.catalog,
+        seed=coefficients.config.seed,
+    )
+    report = ask()
+    if any(finding.n_checked == 0 for finding in report.broken):
+        report = ask(configurations=dataset.observations.configurations)
+    return replace(candidate, physics=report)
+
+
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
-    """Return the verdict on the candidate's reports."""
-    return check_gate(candidate.reports, limits, baseline)
+    """Return the verdict on the candidate's reports and on what was found of its physics."""
+    return check_gate(candidate.reports, limits, baseline, physics=candidate.physics)
 
 
 def write_release(
@@ -156,6 +185,7 @@ def write_release(
         catalog=dataset.catalog,
         held_out=held_out,
         requests=dataset.tables.requests if dataset.tables else None,
+        physics=candidate.physics,
         skipped=skipped,
         outcomes=outcomes,
     )

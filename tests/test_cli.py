@@ -16,7 +16,7 @@ from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
 
-VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report"}
+VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report", "physics"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
 MATRIX = """
 name: test
@@ -269,3 +269,19 @@ def test_what_srfa_did_not_raise_on_purpose_keeps_its_traceback(measured, monkey
     monkeypatch.setattr(cli, "load_observations", fault)
     with pytest.raises(ZeroDivisionError):
         run("fit", measured, "--out", "c.json")
+
+
+def test_physics_shows_its_rules_writes_its_report_for_the_gate_and_ends_with_5_where_broken(measured, fitted, capsys):
+    assert run("physics", "--coefficients", fitted, "--batches", 300, "--out", "physics.json") == 0
+    assert "monotone_in_context" in capsys.readouterr().out
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "seed.json") == 0
+    assert run("physics", "--coefficients", "seed.json", "--batches", 300, "--out", "broken.json", "--json") == 5
+    shown = capsys.readouterr()
+    assert "roofline_floor BROKEN" in shown.err
+    assert json.loads(shown.out[shown.out.index("{") :])["estimator"] == "srfa-seed"
+    assert validated(measured) == 0
+    cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json") == 0
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
+    assert run("gate", "r.json", "--limits", "limits.yaml") == 1
+    assert "physics is required and was not checked" in capsys.readouterr().err
