@@ -29,7 +29,7 @@ from srfa.options import Common, amounts, with_common
 from srfa.physics_report import read_physics
 from srfa.plan import plan as plan_campaign
 from srfa.provenance import file_hashes, provenance_of
-from srfa.trust_verbs import physics
+from srfa.trust_verbs import cross_validated_intervals, identify, physics, with_measured_coverage
 from srfa.validation_report import read_reports, write_reports
 
 # Verbs that fit or draw import their module when they run: cvxpy, scipy and matplotlib take seconds to load, which
@@ -50,6 +50,7 @@ ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML
 
 
 app.command()(physics)
+app.command()(identify)
 
 
 class ExportFormat(StrEnum):
@@ -151,12 +152,16 @@ def fit(
     out: Annotated[Path, typer.Option(help="Where the coefficients are written.")],
     estimator: Estimator = "srfa-seed",
     config: ConfigFile = None,
+    with_intervals: Annotated[
+        bool, typer.Option("--intervals/--no-intervals", help="Cross-validate, so that predictions have p05 and p95.")
+    ] = False,
     common: Common,
 ) -> None:
     """Fit an estimator to observations and write its coefficients.
 
-    Example: srfa fit observations.parquet --estimator srfa-seed --out coefficients.json
+    Example: srfa fit observations.parquet --estimator srfa-seed --intervals --out coefficients.json
     """
+    from srfa.domain import training_domain  # noqa: PLC0415 - see above
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
@@ -165,7 +170,10 @@ def fit(
     if n_left_out:
         present.say(f"left out {n_left_out} step(s) faster than light")
     fitted = chosen.fit(chosen.features(steps, catalog), settings)
-    fitted = fitted.model_copy(update={"provenance": provenance_of(steps, file_hashes(observations))})
+    origin, domain = provenance_of(steps, file_hashes(observations)), training_domain(steps, catalog)
+    fitted = fitted.model_copy(update={"provenance": origin, "domain": domain})
+    if with_intervals:
+        fitted = fitted.model_copy(update={"intervals": cross_validated_intervals(chosen, steps, settings, common)})
     write_coefficients(fitted, out)
     if common.as_json:
         present.show_json(fitted)
@@ -183,7 +191,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Where the rows with their prediction are written (Parquet).")],
     common: Common,
 ) -> None:
-    """Write the input's rows plus predicted_step_time_us, in microseconds.
+    """Write the input's rows plus predicted_step_time_us, in microseconds, its interval and its domain grade.
 
     Example: srfa predict observations.parquet --coefficients coefficients.json --out predicted.parquet
     """
@@ -199,7 +207,7 @@ def predict(
 
 @app.command()
 @with_common
-def validate(
+def validate(  # noqa: PLR0913 - one parameter an option
     observations: ObservationFiles,
     *,
     split: Annotated[list[str], typer.Option(help="A split, for example leave-one-gpu-out; repeatable.")],
@@ -207,6 +215,9 @@ def validate(
     predictions: Annotated[Path | None, typer.Option(help="Also write held-out predictions (Parquet).")] = None,
     estimator: Estimator = "srfa-seed",
     config: ConfigFile = None,
+    with_coverage: Annotated[
+        bool, typer.Option("--coverage", help="Also measure how many steps prediction intervals hold (more fits).")
+    ] = False,
     common: Common,
 ) -> None:
     """Fit on all groups but one, predict that one; for each group of each split.
@@ -224,6 +235,8 @@ def validate(
             found = cross_predict(
                 chosen, steps, catalog, split=one, config=settings, n_jobs=common.jobs, progress=advance
             )
+        if with_coverage:
+            found = with_measured_coverage(found, chosen, steps, catalog, common.jobs)
         results.append(found.with_provenance(origin))
         if not common.as_json:
             present.show_report(results[-1].report)

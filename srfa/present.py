@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from srfa.report import COEFFICIENT_HEADS, FOLD_HEADS, coefficient_rows, fold_rows
+from srfa.report import (
+    COEFFICIENT_HEADS,
+    COVERAGE_HEADS,
+    FOLD_HEADS,
+    coefficient_rows,
+    coverage_rows,
+    coverage_title,
+    fold_rows,
+)
 
 if TYPE_CHECKING:
     from srfa.coefficients import Coefficients
@@ -134,6 +142,8 @@ def show_report(report: ValidationReport) -> None:
         say(f"{report.split}: not possible: {report.impossible}")
         return
     show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}")
+    if report.coverage:
+        show_table(COVERAGE_HEADS, coverage_rows(report.coverage), coverage_title(report.coverage))
 
 
 def show_decision(decision: GateDecision) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import expm1
 from typing import TYPE_CHECKING
 
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
+from srfa.grades import Intervals
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
 from srfa.physics_report import PhysicsReport
 from srfa.specs import JobOutcome, Skipped
-from srfa.validation_report import FoldReport, ValidationReport
+from srfa.validation_report import FoldReport, GroupCoverage, ValidationReport
 
 if TYPE_CHECKING:
     from srfa.blis import BlisProjection
@@ -60,7 +62,27 @@ def coefficient_rows(coefficients: Coefficients) -> tuple[tuple[str, ...], ...]:
 
 
 COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "at bound")
+COVERAGE_HEADS = ("held out", "steps", "groups behind it", "90 % interval", "inside")
 PHYSICS_HEADS = ("rule", "outcome", "checked", "broken", "worst value", "limit", "worst case")
+
+
+def coverage_rows(groups: Sequence[GroupCoverage]) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a held-out group, under :data:`COVERAGE_HEADS`."""
+    return tuple(
+        (one.held_out, str(one.n_steps), str(one.n_groups), _offsets(one.p05, one.p95), f"{one.share_inside:.1%}")
+        for one in groups
+    )
+
+
+def coverage_title(groups: Sequence[GroupCoverage]) -> str:
+    """Return the mean share inside in words; every group counts equally."""
+    mean = sum(one.share_inside for one in groups) / len(groups)
+    return f"prediction intervals hold {mean:.1%} of the steps of a held-out group"
+
+
+def _offsets(low: float, high: float) -> str:
+    """Write log offsets as percent of the prediction."""
+    return f"{expm1(low):+.1%} to {expm1(high):+.1%}"
 
 
 def physics_rows(report: PhysicsReport) -> tuple[tuple[str, ...], ...]:
@@ -88,6 +110,11 @@ def _sections(findings: Findings) -> Iterator[Section]:
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)
+        if report.coverage:
+            grid = Grid(COVERAGE_HEADS, coverage_rows(report.coverage))
+            yield Section(f"Coverage: {report.split}", (f"{coverage_title(report.coverage)}.".capitalize(),), grid=grid)
+    if findings.coefficients and findings.coefficients.intervals:
+        yield _intervals(findings.coefficients.intervals)
     if findings.physics:
         yield _physics(findings.physics)
     if findings.coefficients:
@@ -108,6 +135,16 @@ def _verdict(decision: GateDecision) -> Section:
         return Section("Verdict: passed", (f"All {n_rules} rules hold.",))
     sentence = f"{len(broken)} of {n_rules} rules are broken; these coefficients are not to be published as the latest."
     return Section("Verdict: failed", (sentence,), tuple(finding.sentence for finding in broken))
+
+
+def _intervals(intervals: Intervals) -> Section:
+    heads = ("domain grade", "interval", "groups", "measured on", "method")
+    rows = tuple(
+        (str(one.grade), _offsets(one.p05, one.p95), str(one.n_groups), one.source, one.method)
+        for one in intervals.grades
+    )
+    sentence = f"{intervals.level:.0%} of the steps of a grade lie between these shares of their prediction."
+    return Section("Prediction intervals", (sentence,), grid=Grid(heads, rows))
 
 
 def _physics(report: PhysicsReport) -> Section:

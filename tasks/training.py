@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.domain import training_domain
 from srfa.estimators import estimator_named
 from srfa.fit.queue import fit_queue
 from srfa.fit.token import fit_token
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
+from srfa.intervals import intervals_of
 from srfa.observations import Observations, load_observations
 from srfa.physics import check_physics
 from srfa.physics_report import PhysicsReport
@@ -112,7 +114,8 @@ def fit(dataset: Dataset, estimator: str, config: FitConfig) -> Coefficients:
     one = estimator_named(estimator)
     coefficients = one.fit(one.features(dataset.observations, dataset.catalog), config)
     origin = provenance_of(dataset.observations, dataset.data_sha256)
-    return coefficients.model_copy(update={"provenance": origin})
+    domain = training_domain(dataset.observations, dataset.catalog)
+    return coefficients.model_copy(update={"provenance": origin, "domain": domain})
 
 
 def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBlock]:
@@ -136,10 +139,11 @@ def validate(dataset: Dataset, estimator: str, split: Split, config: FitConfig) 
 
 
 def with_validation(coefficients: Coefficients, validations: Iterable[CrossPrediction]) -> Candidate:
-    """Join coefficients and what validations found of them."""
+    """Join coefficients and what validations found of them: summaries, and intervals without a fit more."""
     proof = tuple(validation.with_provenance(coefficients.provenance) for validation in validations)
     summaries = tuple(row for validation in proof for row in fold_summaries(validation.report))
-    return Candidate(coefficients.model_copy(update={"validation": summaries}), proof)
+    intervals = intervals_of({validation.report.split: validation.held_out for validation in proof})
+    return Candidate(coefficients.model_copy(update={"validation": summaries, "intervals": intervals}), proof)
 
 
 def with_physics(candidate: Candidate, dataset: Dataset) -> Candidate:
