@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
 
-VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report", "physics"}
+VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report", "physics", "identify"}
+GRADED = {"domain_grade", "domain_reason", "leverage_ratio"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
 MATRIX = """
 name: test
@@ -136,7 +138,8 @@ def test_predict_keeps_every_row_and_column_and_adds_one(measured, fitted, tmp_p
     assert run("predict", "in.parquet", measured, "--coefficients", fitted, "--out", "new/out.parquet") == 0
     out = pq.read_table("new/out.parquet")
     assert out.num_rows == 2 * table.num_rows
-    assert set(out.column_names) == {*table.column_names, "predicted_step_time_us"}
+    assert set(out.column_names) == {*table.column_names, "predicted_step_time_us", *GRADED}
+    assert [value is not None for value in out["domain_grade"].to_pylist()[: table.num_rows]] == valid
     predicted = out["predicted_step_time_us"].to_pylist()
     assert [value is not None for value in predicted[: table.num_rows]] == valid
     assert predicted[1] == predicted[table.num_rows + 1]
@@ -285,3 +288,46 @@ def test_physics_shows_its_rules_writes_its_report_for_the_gate_and_ends_with_5_
     assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
     assert run("gate", "r.json", "--limits", "limits.yaml") == 1
     assert "physics is required and was not checked" in capsys.readouterr().err
+
+
+def test_intervals_of_a_fit_reach_every_prediction_by_its_grade(measured, tmp_path, capsys):
+    assert run("fit", measured, "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    intervals = read_coefficients(cli.Path("c.json")).intervals
+    assert [one.source for one in intervals.grades][2:4] == ["leave-one-model-out", "leave-one-gpu-out"]
+    table = planted_table()
+    position = table.column_names.index("gpu")
+    pq.write_table(table.set_column(position, "gpu", pa.array(["h200-sxm-141gb"] * table.num_rows)), "strange.parquet")
+    for name, grade in ((measured, 0), ("strange.parquet", 3)):
+        assert run("predict", name, "--coefficients", "c.json", "--out", "out.parquet") == 0
+        out = pq.read_table("out.parquet").slice(0, 1).to_pylist()[0]
+        assert out["domain_grade"] == grade
+        ratio = out["predicted_step_time_us_p95"] / out["predicted_step_time_us_p05"]
+        assert math.log(ratio) == pytest.approx(intervals.grades[grade].p95 - intervals.grades[grade].p05)
+    assert "GPU h200-sxm-141gb was not in the fit" in out["domain_reason"]
+
+
+def test_coverage_is_measured_where_asked_for_and_kept_in_the_report(measured, capsys):
+    assert validated(measured, "--split", "leave-one-workload-out", "--coverage") == 0
+    gpus, workloads = read_reports(cli.Path("r.json"))
+    assert [one.held_out for one in gpus.coverage] == list(GPUS)
+    assert [one.n_groups for one in workloads.coverage] == [2, 2, 2]
+    assert "prediction intervals hold" in capsys.readouterr().out
+    assert validated(measured) == 0
+    assert read_reports(cli.Path("r.json"))[0].coverage == ()
+
+
+def test_identify_names_what_moves_together_and_a_job_that_would_help(measured, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "seed.json") == 0
+    assert run("identify", measured, "--coefficients", "seed.json") == 0
+    shown = capsys.readouterr()
+    assert "fixed.base_overhead, fixed.intercept" in shown.err
+    assert "EP > 1 (leaves" in shown.out
+    assert run("identify", measured, "--coefficients", "seed.json", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["n_jobs"] == 18
+    assert {one["name"] for one in document["parameters"] if one["weak"]} >= {"fixed.ep_communication"}
+
+
+def test_an_estimator_with_nothing_to_identify_says_so(measured, fitted, capsys):
+    assert run("identify", measured, "--coefficients", fitted) == 2
+    assert "no named coefficients" in capsys.readouterr().err
