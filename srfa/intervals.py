@@ -108,6 +108,11 @@ class Residuals:
         """Mean log error of each group."""
         return np.asarray(np.bincount(self.group, self.log_ratio) / self.sizes)
 
+    @property
+    def within(self) -> FloatArray:
+        """Equally likely deviations of a step from its group's mean, every group counting equally."""
+        return _weighted_grid(self.log_ratio - self.means[self.group], 1.0 / self.sizes[self.group])
+
 
 @dataclass(frozen=True, slots=True)
 class LogInterval:
@@ -160,16 +165,24 @@ def random_effects(residuals: Residuals, *, prior_log_sd: float, level: float = 
         squares += PRIOR_DEGREES_OF_FREEDOM * prior_log_sd**2
         freedom += PRIOR_DEGREES_OF_FREEDOM
     spread = np.sqrt(squares / freedom * (1.0 + 1.0 / n_groups))
-    within = _weighted_grid(residuals.log_ratio - means[residuals.group], 1.0 / residuals.sizes[residuals.group])
-    low, high = _ends_of_sum(spread * stdtrit(freedom, _midpoints()), within, level)
+    low, high = _ends_of_sum(spread * stdtrit(freedom, _midpoints()), residuals.within, level)
     centre = float(means.mean())
     return LogInterval(centre + low, centre + high, n_groups, "random-effects")
 
 
-def prior_interval(prior_log_sd: float, *, level: float = NOMINAL_LEVEL) -> LogInterval:
-    """Return the interval of a group that nothing was measured of: prior spread of its mean and of its steps."""
+def prior_interval(
+    prior_log_sd: float, within: FloatArray | None = None, *, level: float = NOMINAL_LEVEL
+) -> LogInterval:
+    """Return the interval of a group that nothing was measured of: the prior spread of its mean, and that of its steps.
+
+    Parameters
+    ----------
+    within
+        Equally likely log errors of a step beside its group's; None takes :data:`PRIOR_WITHIN_LOG_SD`.
+    """
     between = prior_log_sd * stdtrit(PRIOR_DEGREES_OF_FREEDOM, _midpoints())
-    within = np.asarray(PRIOR_WITHIN_LOG_SD * ndtri(_midpoints()), dtype=np.float64)
+    if within is None:
+        within = np.asarray(PRIOR_WITHIN_LOG_SD * ndtri(_midpoints()), dtype=np.float64)
     low, high = _ends_of_sum(between, within, level)
     return LogInterval(low, high, 0, "prior")
 
@@ -187,10 +200,12 @@ def intervals_of(held_out: Mapping[Split, pa.Table], *, level: float = NOMINAL_L
     Returns
     -------
     Intervals
-        A grade without a split rests on :data:`PRIOR_LOG_SD`; grade 4 adds the half widths of 2 and 3 in quadrature.
-        Each grade is at least as wide, on each side, as the one before.
+        A grade without a split rests on :data:`PRIOR_LOG_SD`, which widens the errors of the nearest lower grade that
+        was measured, or else the spread of steps around their group's mean in the nearest higher one. Grade 4 adds the
+        half widths of 2 and 3 in quadrature. Each grade is at least as wide, on each side, as the one before.
     """
-    measured = [_of_grade(grade, held_out, level) for grade in range(N_GRADES - 1)]
+    by_grade = [_measured(splits, held_out) for splits in _GRADE_SOURCES]
+    measured = [_of_grade(grade, by_grade, level) for grade in range(N_GRADES - 1)]
     measured.append(_both_unseen(measured[2], measured[3]))
     return Intervals(level=level, grades=tuple(_widening(measured)))
 
@@ -207,15 +222,27 @@ def inside(residuals: Residuals, interval: LogInterval) -> FloatArray:
     return np.asarray(np.bincount(residuals.group, within) / residuals.sizes)
 
 
-def _of_grade(grade: int, held_out: Mapping[Split, pa.Table], level: float) -> GradeInterval:
-    prior = PRIOR_LOG_SD[grade]
-    found: dict[Split, LogInterval] = {}
-    for split in _GRADE_SOURCES[grade]:
-        if split in held_out and (residuals := Residuals.of(held_out[split], split)).n_groups >= 2:
-            found[split] = group_interval(residuals, prior_log_sd=prior, level=level)
-    if not found:
-        return _graded(grade, [prior_interval(prior, level=level)], "prior")
-    return _graded(grade, list(found.values()), " and ".join(found))
+def _measured(splits: Sequence[Split], held_out: Mapping[Split, pa.Table]) -> dict[Split, Residuals]:
+    """Return the residuals of the splits that were run and held out at least two groups."""
+    found = {split: Residuals.of(held_out[split], split) for split in splits if split in held_out}
+    return {split: residuals for split, residuals in found.items() if residuals.n_groups >= 2}
+
+
+def _of_grade(grade: int, by_grade: Sequence[Mapping[Split, Residuals]], level: float) -> GradeInterval:
+    prior, measured = PRIOR_LOG_SD[grade], by_grade[grade]
+    if not measured:
+        return _graded(grade, [prior_interval(prior, _step_errors(grade, by_grade), level=level)], "prior")
+    found = [group_interval(residuals, prior_log_sd=prior, level=level) for residuals in measured.values()]
+    return _graded(grade, found, " and ".join(measured))
+
+
+def _step_errors(grade: int, by_grade: Sequence[Mapping[Split, Residuals]]) -> FloatArray | None:
+    """Return what is known of a step's error where its own grade was not measured."""
+    lower = [one for measured in by_grade[:grade] for one in measured.values()]
+    higher = [one for measured in by_grade[grade + 1 :] for one in measured.values()]
+    if lower:
+        return _weighted_grid(lower[-1].log_ratio, 1.0 / lower[-1].sizes[lower[-1].group])
+    return higher[0].within if higher else None
 
 
 def _graded(grade: int, found: Sequence[LogInterval], source: str) -> GradeInterval:

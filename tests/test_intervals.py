@@ -164,6 +164,16 @@ def test_a_grade_without_a_split_rests_on_its_prior_and_says_so():
     assert one_gpu[3].source == "prior"
 
 
+def test_a_prior_widens_what_was_measured_where_less_was_asked_and_never_narrows_it():
+    jobs = held_out({f"j{n}": 0.3 * (-1) ** n for n in range(10)}, noise=0.1)
+    grades = intervals_of({"leave-one-job-out": jobs}).grades
+    assert [one.source for one in grades] == ["leave-one-job-out", *["prior"] * 4]
+    assert grades[3].p95 > np.hypot(0.3, prior_interval(PRIOR_LOG_SD[3]).high) > prior_interval(PRIOR_LOG_SD[3]).high
+    assert grades[0].p95 <= grades[1].p95 <= grades[2].p95 <= grades[3].p95
+    loose = intervals_of({"leave-one-gpu-out": held_out({"g": 0.0, "h": 0.1, "i": -0.1}, noise=0.4)}).grades
+    assert loose[0].p95 > 1.6 * 0.4 * 0.8  # steps spread by 0.4 within every GPU, so they do within a job
+
+
 def test_the_jobs_that_time_holds_out_measure_grade_0():
     table = held_out({"j1": 0.1, "j2": -0.1, "j3": 0.0})
     table = table.set_column(0, "held_out", pa.array(["last 20% of jobs"] * table.num_rows))
