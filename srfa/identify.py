@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from srfa.coefficients import Coefficients
-from srfa.errors import FitError, UsageError
+from srfa.errors import UsageError
 from srfa.estimators.protocol import Estimator
 from srfa.features import FeatureMatrix
 from srfa.identification import Correlated, Helpful, Identification, Parameter
@@ -27,10 +27,6 @@ WEAK_LOG_SD: Final = 0.3
 """A parameter known no better than to a factor of e^0.3 = 1.35 is weakly identified."""
 PRIOR_LOG_SD: Final = 1.0
 """Before any data a parameter is known to a factor of e: it bounds the variance of one that no step depends on."""
-LARGEST_RATIO: Final = 100.0
-"""A coefficient of a physical time (unit us) beyond a hundred times its datasheet time is no efficiency."""
-LARGEST_US: Final = 1_000_000.0
-"""A coefficient in microseconds beyond a second a step is no overhead."""
 _REQUEST_BLOCKS: Final = frozenset({"alpha", "queue_wait", "alpha_token"})
 """Coefficients of what happens outside the steps: no step's time depends on them."""
 _RELATIVE_STEP: Final = 1e-4
@@ -134,7 +130,7 @@ def identify(
     job_index
         The job of each step: the bootstrap draws jobs.
     candidates
-        Jacobians of the steps that kinds of jobs would bring, by their name; see :func:`srfa.candidate_jobs`.
+        Jacobians of the steps that kinds of jobs would bring, by name; see :mod:`srfa.candidate_jobs`.
 
     Returns
     -------
@@ -274,39 +270,3 @@ def candidate_jacobians(
 ) -> dict[str, FloatArray]:
     """Return the Jacobian of each candidate's steps, by its name."""
     return {kind: jacobian_of(steps).values for kind, steps in candidates.items()}
-
-
-def explosive(coefficients: Coefficients, *, largest: Mapping[str, float] | None = None) -> tuple[str, ...]:
-    """Return the terms whose value no hardware can have, each as ``block.name=value unit, at most limit``.
-
-    A coefficient of a time (feature in ``us``) is a ratio to its datasheet time; any other is microseconds per unit of
-    its feature. Both may be negative where the estimator's form allows it; what counts is the size.
-
-    Parameters
-    ----------
-    largest
-        Limits that go before the general ones, by ``block.name`` or by the unit of the feature.
-    """
-    limits = {"us": LARGEST_RATIO, **(largest or {})}
-    return tuple(
-        f"{name}.{term}={value:.4g} (feature in {unit}), at most {limit:g} is physical"
-        for name, block in coefficients.blocks.items()
-        for term, unit, value in zip(block.names, block.units, block.values, strict=True)
-        if not abs(value) <= (limit := limits.get(f"{name}.{term}", limits.get(unit, LARGEST_US)))
-    )
-
-
-def refuse_explosion(coefficients: Coefficients, *, largest: Mapping[str, float] | None = None) -> Coefficients:
-    """Return the coefficients where every term has a physical size.
-
-    Raises
-    ------
-    FitError
-        A term has exploded; the text names each with its value and limit.
-    """
-    if terms := explosive(coefficients, largest=largest):
-        raise FitError(
-            f"{coefficients.estimator}: the fit exploded: {'; '.join(terms)}; suspect a unit or a missing multiplier of"
-            " a feature, or a term the data do not identify ('srfa identify' names those)"
-        )
-    return coefficients

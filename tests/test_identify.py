@@ -5,10 +5,10 @@ import pytest
 
 from srfa.candidate_jobs import LOADS, candidate_steps
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
-from srfa.errors import FitError, UsageError
+from srfa.errors import UsageError
 from srfa.estimators import ESTIMATORS
 from srfa.features import Block, FeatureMatrix
-from srfa.identify import Jacobian, candidate_jacobians, explosive, identify, jacobian, refuse_explosion
+from srfa.identify import Jacobian, candidate_jacobians, identify, jacobian
 from srfa.provenance import provenance_of
 from tests.planted import LinearEstimator
 
@@ -223,33 +223,3 @@ def test_equal_seeds_give_equal_results(planted, shipped):
     fitted = linear.fit(features, FitConfig())
     found = jacobian(linear, fitted, features)
     assert identify(found, fitted, features.job_index) == identify(found, fitted, features.job_index)
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "explodes"),
-    [
-        (1.5, "us", False),
-        (-60.0, "us", False),
-        (46_800.0, "us", True),
-        (46_800.0, "1", False),
-        (2_000_000.0, "1", True),
-        (-2_000_000.0, "log(tokens)", True),
-        (float("nan"), "us", True),
-        (float("inf"), "1", True),
-    ],
-)
-def test_a_term_beyond_any_hardware_fails_the_fit_by_name(value, unit, explodes):
-    fitted = coefficients([1.0, value], names=("fine", "layers"), units=("us", unit))
-    assert bool(explosive(fitted)) == explodes
-    if not explodes:
-        assert refuse_explosion(fitted) is fitted
-        return
-    with pytest.raises(FitError, match=r"b\.layers="):
-        refuse_explosion(fitted)
-
-
-def test_limits_of_a_term_or_a_unit_go_before_the_general_ones():
-    fitted = coefficients([150.0, 150.0], names=("a", "b"), units=("us", "cycles"))
-    assert len(explosive(fitted)) == 1
-    assert explosive(fitted, largest={"b.a": 200.0}) == ()
-    assert len(explosive(fitted, largest={"cycles": 100.0})) == 2
