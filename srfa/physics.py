@@ -240,15 +240,24 @@ def _both(
 
 
 def _all_reduces_us(observations: Observations, catalog: Catalog) -> FloatArray:
-    """Return the ring all-reduces of a step (two a layer, one embedding) at a third of the link's rate."""
+    """Return the ring all-reduces of a step: latencies, and 2 (TP - 1) / TP of 16-bit rows at a third of the link."""
 
     def us_per_token(place: Place) -> float:
         size = place.configuration.tensor_parallel_size
-        moved = 2.0 * (size - 1) / size * place.model.hidden_size * 2.0 * (2 * place.model.num_hidden_layers + 1)
+        moved = 2.0 * (size - 1) / size * place.model.hidden_size * 2.0 * _all_reduces(place)
         return moved / (LINK_SHARE * place.gpu.datasheet.link_gbps_per_direction * BYTES_PER_US_PER_GBPS)
 
+    def latency_us(place: Place) -> float:
+        return place.gpu.calibration.allreduce_latency_us * _all_reduces(place)
+
+    where = places(observations, catalog)
     tokens = observations.numbers("prefill_tokens") + observations.numbers("decode_tokens")
-    return tokens * per_step(observations, places(observations, catalog), us_per_token)
+    return tokens * per_step(observations, where, us_per_token) + per_step(observations, where, latency_us)
+
+
+def _all_reduces(place: Place) -> int:
+    """Two a layer, one after the embedding."""
+    return 2 * place.model.num_hidden_layers + 1
 
 
 def _longer_prefill(batches: Batches, rng: np.random.Generator) -> Batches:

@@ -225,3 +225,8 @@ def test_a_group_that_breaks_the_law_is_outside(shipped):
     found = cross_predict(LinearEstimator(), steps, shipped, split="leave-one-job-out", config=FitConfig())
     groups = coverage(LinearEstimator(), steps, shipped, found=found, config=FitConfig())
     assert next(one.share_inside for one in groups if one.held_out == "job-03") == 0.0
+
+
+def test_a_split_that_predicted_nothing_measures_nothing():
+    nothing = held_out({"g": 0.0}).slice(0, 0)
+    assert intervals_of({"leave-one-gpu-out": nothing}) == intervals_of({})
