@@ -18,6 +18,7 @@ from tasks.campaign import THIS_MACHINE, Site
 from tasks.ingest import JobData, stored_run
 from tasks.stages import (
     check_physics,
+    compare,
     fit,
     ingest_run,
     load_run,
@@ -84,11 +85,12 @@ class Run:
 def train_and_publish(
     store: TraceStore, dataset: training.Dataset, request: TrainingRequest, *, run: Run = Run()
 ) -> RunSummary:
-    """Fit, validate on every split of the limits, check physics, judge, publish, show; the verdict is data here."""
+    """Fit, validate on every split of the limits, compare, check physics, judge, publish; the verdict is data here."""
     config = FitConfig()
     coefficients = fit(dataset, request.estimator, config)
     validations = [validate(dataset, request.estimator, split, config) for split in request.limits.splits]
-    candidate = check_physics(training.with_validation(coefficients, validations), dataset)
+    candidate = compare(training.with_validation(coefficients, validations), dataset)
+    candidate = check_physics(candidate, dataset)
     decision = training.judge(candidate, request.limits)
     outcomes = tuple(data.outcome for data in run.jobs)
     release, report, latest = publish_release(

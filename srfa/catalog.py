@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from srfa.datasheet import implausible
 from srfa.errors import CatalogError
 from srfa.hf_config import load_model_spec
-from srfa.specs import GpuSpec, ModelSpec
+from srfa.microbenchmark import impossible
+from srfa.specs import GpuSpec, Microbenchmark, ModelSpec
 from srfa.wording import explain, unknown
 
 __all__ = ["Catalog", "load_catalog", "load_gpu_spec", "load_model_spec"]
@@ -65,6 +66,42 @@ class Catalog:
         """Return this catalogue with the GPU of that name replaced or added: a profile measured at run time."""
         return replace(self, gpus=MappingProxyType({**self.gpus, spec.name: spec}))
 
+    def calibrated(self, microbenchmarks: Mapping[str, Microbenchmark]) -> Catalog:
+        """Return this catalogue with measured figures joined to the GPUs they name; datasheets stay as they are.
+
+        Parameters
+        ----------
+        microbenchmarks
+            By the place each came from, a file as a rule, which errors begin with.
+
+        Raises
+        ------
+        CatalogError
+            A GPU is unknown, has two microbenchmarks, or cannot have these figures.
+        """
+        places: dict[str, str] = {}
+        measured_gpus = {}
+        for place, measured in microbenchmarks.items():
+            gpu = self._measured_gpu(place, measured)
+            if gpu.name in places:
+                raise CatalogError(
+                    f"{place}: gpu={measured.gpu!r} is measured in {places[gpu.name]} too; leave one out"
+                )
+            if findings := impossible(measured, gpu):
+                _refuse(place, findings)
+            places[gpu.name] = place
+            measured_gpus[gpu.name] = gpu.model_copy(update={"microbenchmark": measured})
+        return replace(self, gpus=MappingProxyType({**self.gpus, **measured_gpus}))
+
+    def _measured_gpu(self, place: str, measured: Microbenchmark) -> GpuSpec:
+        """Return the GPU whose name or vendor's name a microbenchmark carries."""
+        wanted = measured.gpu.casefold()
+        of_vendor = [gpu for gpu in self.gpus.values() if gpu.vendor_name.casefold() == wanted]
+        try:
+            return of_vendor[0] if len(of_vendor) == 1 else self.resolve_gpu(measured.gpu)
+        except CatalogError as error:
+            raise CatalogError(f"{place}: gpu={measured.gpu!r}: {error}") from error
+
 
 def load_catalog(hardware: Path, models: Path) -> Catalog:
     """Read every ``*.json`` of ``hardware`` and every ``<org>/<name>/config.json`` of ``models``.
@@ -103,6 +140,8 @@ def load_gpu_spec(path: Path) -> GpuSpec:
     if spec.name != path.stem:
         _refuse(path, [f"name={spec.name!r} should be {path.stem!r}, the file's name; rename one of them"])
     findings = implausible(spec)
+    if spec.microbenchmark:
+        findings += [f"microbenchmark.{finding}" for finding in impossible(spec.microbenchmark, spec)]
     if findings:
         _refuse(path, findings)
     return spec
@@ -158,5 +197,5 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no figure; give a finite number")
 
 
-def _refuse(path: Path, findings: Iterable[str]) -> NoReturn:
-    raise CatalogError("\n".join(f"{path}: {finding}" for finding in findings))
+def _refuse(place: Path | str, findings: Iterable[str]) -> NoReturn:
+    raise CatalogError("\n".join(f"{place}: {finding}" for finding in findings))

@@ -12,25 +12,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from srfa import present
-from srfa.coefficients import read_coefficients, write_coefficients
+from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
-from srfa.folds import split_named
-from srfa.gate import check_gate, load_limits
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
 from srfa.observations import load_observations
-from srfa.options import Common, amounts, with_common
-from srfa.physics_report import read_physics
+from srfa.options import (
+    Calibrations,
+    Common,
+    ConfigFile,
+    Estimator,
+    ObservationFiles,
+    amounts,
+    calibrated,
+    with_common,
+)
 from srfa.plan import plan as plan_campaign
+from srfa.probe import run_probe
 from srfa.provenance import file_hashes, provenance_of
-from srfa.trust_verbs import cross_validated_intervals, identify, physics, with_measured_coverage
-from srfa.validation_report import read_reports, write_reports
+from srfa.trust_verbs import cross_validated_intervals, identify, physics
+from srfa.validation_verbs import compare, gate, validate
 
 # Verbs that fit or draw import their module when they run: cvxpy, scipy and matplotlib take seconds to load, which
 # 'srfa expand' and 'srfa --help' need not wait for.
@@ -44,13 +49,22 @@ app = typer.Typer(
 )
 
 MatrixFile = Annotated[Path, typer.Argument(metavar="MATRIX", help="The experiment, for example matrix.yaml.")]
-ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
-Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
 
 
-app.command()(physics)
-app.command()(identify)
+class DeviceKind(StrEnum):
+    """Where ``srfa probe`` measures; auto takes a GPU where PyTorch sees one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class DType(StrEnum):
+    """The number formats ``srfa probe`` measures in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 class ExportFormat(StrEnum):
@@ -115,6 +129,32 @@ def plan(
 
 @app.command()
 @with_common
+def probe(
+    *,
+    out: Annotated[Path, typer.Option(help="Where the figures are written (JSON).")],
+    device: Annotated[DeviceKind, typer.Option(help="Where to measure.")] = DeviceKind.AUTO,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to measure.")] = 60.0,
+    dtype: Annotated[DType | None, typer.Option(help="Default: float32 on a CPU, bfloat16 on a GPU.")] = None,
+    gpu: Annotated[str, typer.Option(help="Its name in hardware/, where that is not the vendor's name.")] = "",
+    python: Annotated[str, typer.Option(help="The engine's interpreter, which has PyTorch.")] = sys.executable,
+    common: Common,
+) -> None:
+    """Measure what the kernels of a forward pass reach on this machine, for --calibrate.
+
+    Example: srfa probe --out microbenchmark.json --gpu h100-sxm-80gb
+    """
+    options = ["--device", device, "--gpu", gpu, *(("--dtype", dtype) if dtype else ())]
+    present.say(f"measuring for about {seconds:g} s")
+    measured = run_probe(python, out, seconds=seconds, arguments=options)
+    if common.as_json:
+        present.show_json(measured)
+    else:
+        present.show_microbenchmark(measured)
+    present.say(f"wrote {out}")
+
+
+@app.command()
+@with_common
 def ingest(
     sources: Annotated[list[Path], typer.Argument(metavar="SRC...", help="Job folders, or folders above them.")],
     *,
@@ -146,7 +186,7 @@ def ingest(
 
 @app.command()
 @with_common
-def fit(
+def fit(  # noqa: PLR0913 - one parameter an option
     observations: ObservationFiles,
     *,
     out: Annotated[Path, typer.Option(help="Where the coefficients are written.")],
@@ -155,6 +195,8 @@ def fit(
     with_intervals: Annotated[
         bool, typer.Option("--intervals/--no-intervals", help="Cross-validate, so that predictions have p05 and p95.")
     ] = False,
+    calibrate: Calibrations = None,
+    prior: Annotated[Path | None, typer.Option(help="coefficients.json that few steps are refitted from.")] = None,
     common: Common,
 ) -> None:
     """Fit an estimator to observations and write its coefficients.
@@ -165,15 +207,19 @@ def fit(
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
-    chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
+    chosen, catalog, settings = estimator_named(estimator), calibrated(common, calibrate), common.fit_config(config)
+    source = read_prior(prior, chosen.name) if prior else None
+    if source and with_intervals:
+        raise UsageError("--intervals measures fits without a prior, whose errors are others: leave out one of the two")
     steps, n_left_out = possible_steps(load_observations(observations), catalog)
     if n_left_out:
         present.say(f"left out {n_left_out} step(s) faster than light")
-    fitted = chosen.fit(chosen.features(steps, catalog), settings)
-    origin, domain = provenance_of(steps, file_hashes(observations)), training_domain(steps, catalog)
-    fitted = fitted.model_copy(update={"provenance": origin, "domain": domain})
+    fitted = chosen.fit(chosen.features(steps, catalog), settings, prior=source)
+    origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or (), prior=prior)
+    fitted = fitted.model_copy(update={"provenance": origin, "domain": training_domain(steps, catalog)})
     if with_intervals:
-        fitted = fitted.model_copy(update={"intervals": cross_validated_intervals(chosen, steps, settings, common)})
+        intervals = cross_validated_intervals(chosen, steps, catalog, config=settings, n_jobs=common.jobs)
+        fitted = fitted.model_copy(update={"intervals": intervals})
     write_coefficients(fitted, out)
     if common.as_json:
         present.show_json(fitted)
@@ -189,6 +235,7 @@ def predict(
     *,
     coefficients: Annotated[Path, typer.Option(help="coefficients.json of a fit.")],
     out: Annotated[Path, typer.Option(help="Where the rows with their prediction are written (Parquet).")],
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Write the input's rows plus predicted_step_time_us, in microseconds, its interval and its domain grade.
@@ -197,7 +244,7 @@ def predict(
     """
     from srfa.predictions import predict_files  # noqa: PLC0415 - see above
 
-    summary = predict_files(observations, read_coefficients(coefficients), common.catalog(), out)
+    summary = predict_files(observations, read_coefficients(coefficients), calibrated(common, calibrate), out)
     if common.as_json:
         present.show_json(summary)
     else:
@@ -205,76 +252,11 @@ def predict(
     present.say(f"wrote {out}")
 
 
-@app.command()
-@with_common
-def validate(  # noqa: PLR0913 - one parameter an option
-    observations: ObservationFiles,
-    *,
-    split: Annotated[list[str], typer.Option(help="A split, for example leave-one-gpu-out; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Where the report is written.")],
-    predictions: Annotated[Path | None, typer.Option(help="Also write held-out predictions (Parquet).")] = None,
-    estimator: Estimator = "srfa-seed",
-    config: ConfigFile = None,
-    with_coverage: Annotated[
-        bool, typer.Option("--coverage", help="Also measure how many steps prediction intervals hold (more fits).")
-    ] = False,
-    common: Common,
-) -> None:
-    """Fit on all groups but one, predict that one; for each group of each split.
-
-    Example: srfa validate observations.parquet --split leave-one-gpu-out --split time --out report.json
-    """
-    from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
-    from srfa.validate import cross_predict  # noqa: PLC0415 - see above
-
-    chosen, catalog, settings = estimator_named(estimator), common.catalog(), common.fit_config(config)
-    splits, steps, results = [split_named(name) for name in split], load_observations(observations), []
-    origin = provenance_of(steps, file_hashes(observations))
-    for one in splits:
-        with present.progress(one) as advance:
-            found = cross_predict(
-                chosen, steps, catalog, split=one, config=settings, n_jobs=common.jobs, progress=advance
-            )
-        if with_coverage:
-            found = with_measured_coverage(found, chosen, steps, catalog, common.jobs)
-        results.append(found.with_provenance(origin))
-        if not common.as_json:
-            present.show_report(results[-1].report)
-    reports = tuple(result.report for result in results)
-    write_reports(reports, out)
-    if predictions:
-        held_out = pa.concat_tables([result.held_out for result in results])
-        pq.write_table(held_out, predictions, compression="zstd")
-    if common.as_json:
-        present.show_json(reports)
-    present.say(f"wrote {out}")
-
-
-@app.command()
-@with_common
-def gate(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of 'srfa validate'.")],
-    *,
-    limits: Annotated[Path, typer.Option(help="The limits (YAML).")] = Path("gate.yaml"),
-    baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
-    physics_file: Annotated[Path | None, typer.Option("--physics", help="physics.json of 'srfa physics'.")] = None,
-    common: Common,
-) -> None:
-    """Judge a validation by limits and a baseline; the exit code is the verdict.
-
-    Example: srfa gate report.json --baseline releases/1f2e3d4c5b6a/report.json --limits gate.yaml
-    """
-    decision = check_gate(
-        read_reports(report),
-        load_limits(limits),
-        read_reports(baseline) if baseline else None,
-        physics=read_physics(physics_file) if physics_file else None,
-    )
-    if common.as_json:
-        present.show_json(decision)
-    else:
-        present.show_decision(decision)
-    decision.require_passed()
+app.command()(validate)
+app.command()(compare)
+app.command()(physics)
+app.command()(identify)
+app.command()(gate)
 
 
 @app.command()
@@ -287,6 +269,7 @@ def export(
     coefficients: Annotated[Path, typer.Option(help="coefficients.json of a fit.")],
     out: Annotated[Path, typer.Option(help="The folder to write into.")],
     target: Annotated[ExportFormat, typer.Option("--format", help="json copies, blis refits.")] = ExportFormat.JSON,
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Write coefficients for another program.
@@ -301,7 +284,7 @@ def export(
         written: tuple[Path, ...] = (out / "coefficients.json",)
         write_coefficients(fitted, written[0])
     elif observations:
-        catalog = common.catalog()
+        catalog = calibrated(common, calibrate)
         steps, _ = possible_steps(load_observations(observations), catalog)
         projection = projection_of(fitted, steps, catalog)
         gpus = {place.gpu: catalog.resolve_gpu(place.gpu) for place in steps.configurations}

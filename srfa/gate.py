@@ -151,8 +151,10 @@ def check_gate(
     Raises
     ------
     InputError
-        The reports hold one split twice, or belong to different estimators.
+        The reports hold one split twice, belong to different estimators, or they or the baseline know different
+        things of the hardware (zero-shot, calibrated, few-shot).
     """
+    _refuse_mixed_transfer((*reports, *(baseline or ())))
     by_split = _by_split(reports)
     findings = [
         *_required(by_split, limits),
@@ -189,6 +191,14 @@ def _by_split(reports: Iterable[ValidationReport]) -> dict[str, ValidationReport
     if len(estimators := {report.estimator for report in by_split.values()}) > 1:
         raise InputError(f"reports of different estimators ({', '.join(sorted(estimators))}); gate one at a time")
     return by_split
+
+
+def _refuse_mixed_transfer(reports: Iterable[ValidationReport]) -> None:
+    if len(modes := {report.transfer for report in reports}) > 1:
+        raise InputError(
+            f"reports of different transfer modes ({', '.join(sorted(modes))}); what a calibrated fit reaches says "
+            "nothing of a zero-shot one: gate each mode by itself, against a baseline of its own"
+        )
 
 
 def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator[Finding]:

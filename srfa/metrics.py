@@ -115,7 +115,7 @@ def job_errors(scored: Scored) -> tuple[JobError, ...]:
 
 
 def mean_interval(
-    means: Sequence[float], weights: Sequence[int], *, seed: int = 0, confidence: float = CONFIDENCE
+    means: Sequence[float], weights: Sequence[float], *, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Interval | None:
     """Return the bootstrap interval of ``sum(weights x means) / sum(weights)``, jobs drawn with replacement.
 

@@ -5,7 +5,7 @@ One flat Parquet file, so that anybody can bring measured steps from elsewhere. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -221,7 +221,7 @@ def _configurations(table: pa.Table) -> tuple[tuple[Configuration, ...], IntArra
     codes = np.stack([_codes(table[name]) for name in names], axis=1)
     _, first, index = np.unique(codes, axis=0, return_index=True, return_inverse=True)
     rows = table.select(names).take(pa.array(first)).to_pylist()
-    return tuple(_configuration(row) for row in rows), np.asarray(index, dtype=np.int64).reshape(-1)
+    return tuple(configuration_of(row) for row in rows), np.asarray(index, dtype=np.int64).reshape(-1)
 
 
 def _codes(column: pa.ChunkedArray) -> IntArray:
@@ -229,10 +229,12 @@ def _codes(column: pa.ChunkedArray) -> IntArray:
     return np.asarray(encoded.indices, dtype=np.int64)
 
 
-def _configuration(row: dict[str, object]) -> Configuration:
+def configuration_of(row: Mapping[str, object]) -> Configuration:
+    """Return the configuration of a row of jobs or observations; what it leaves null has vLLM's default."""
+    names = [field.name for field in fields(Configuration)]
     defaults: dict[str, object] = {"expert_parallel_size": 1, "data_parallel_size": 1, "dtype": "bfloat16"}
-    known = {name: value for name, value in row.items() if value is not None}
-    nothing = dict.fromkeys(row)
+    known = {name: row[name] for name in names if row[name] is not None}
+    nothing = dict.fromkeys(names)
     return Configuration(**{**nothing, **defaults, **known})  # type: ignore[arg-type]
 
 

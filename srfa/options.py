@@ -1,9 +1,9 @@
-"""Options that every verb of the command line shares, declared once."""
+"""Options that verbs of the command line share, declared once."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -12,11 +12,20 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from srfa import present
 from srfa.catalog import Catalog, load_catalog
 from srfa.coefficients import FitConfig
 from srfa.document import read_yaml
 from srfa.errors import InputError, UsageError
+from srfa.microbenchmark import doubtful, read_microbenchmark
 from srfa.wording import explain
+
+ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
+Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
+Calibrations = Annotated[
+    list[Path] | None, typer.Option(help="microbenchmark.json of a GPU (see 'srfa probe'); repeatable.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +38,16 @@ class Common:
     jobs: Annotated[int, typer.Option(min=1, help="Processes to use.")] = 1
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")] = False
 
-    def catalog(self) -> Catalog:
-        """Read the folders of GPUs and models."""
-        return load_catalog(self.gpus, self.models)
+    def catalog(self, microbenchmarks: Sequence[Path] | None = None) -> Catalog:
+        """Read the folders of GPUs and models, and join what was measured of some GPUs.
+
+        Raises
+        ------
+        CatalogError
+            A folder or file cannot be used, or the figures of a microbenchmark are not those of the GPU it names.
+        """
+        catalog = load_catalog(self.gpus, self.models)
+        return catalog.calibrated({str(path): read_microbenchmark(path) for path in microbenchmarks or ()})
 
     def fit_config(self, path: Path | None) -> FitConfig:
         """Read the settings of a fit; the seed of this call goes before the file's, where one was given.
@@ -43,6 +59,21 @@ class Common:
         """
         config = load_fit_config(path) if path else FitConfig()
         return config.model_copy(update={"seed": self.seed}) if self.seed else config
+
+
+def calibrated(common: Common, microbenchmarks: list[Path] | None) -> Catalog:
+    """Read the catalogue with what was measured, and say what to distrust in it.
+
+    Raises
+    ------
+    CatalogError
+        As :meth:`Common.catalog`.
+    """
+    catalog = common.catalog(microbenchmarks)
+    for gpu in catalog.gpus.values():
+        for doubt in doubtful(gpu.microbenchmark, gpu) if gpu.microbenchmark else ():
+            present.say(f"microbenchmark of {gpu.name}: {doubt}")
+    return catalog
 
 
 def load_fit_config(path: Path) -> FitConfig:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from srfa.leaderboard_page import LEGEND, SUMMARY_LEGEND, columns_of, left_out_grid, split_grid, summary_grid
+from srfa.microbenchmark import FIGURE_UNITS
 from srfa.report import (
     COEFFICIENT_HEADS,
     COVERAGE_HEADS,
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
     from srfa.coefficients import Coefficients
     from srfa.gate import GateDecision
     from srfa.job_folders import IngestedFolder
+    from srfa.leaderboard import Leaderboard
     from srfa.matrix import Expansion
     from srfa.metrics import Errors
     from srfa.plan import Plan
-    from srfa.specs import BenchmarkJob
+    from srfa.specs import BenchmarkJob, Microbenchmark
     from srfa.validate import Progress as Callback
     from srfa.validation_report import ValidationReport
 
@@ -115,10 +118,22 @@ def show_ingested(jobs: Sequence[IngestedFolder]) -> None:
     show_table(("run", "job", "steps", "requests", "data gates"), rows)
 
 
+def show_microbenchmark(measured: Microbenchmark) -> None:
+    """Show each figure with how far its repeats lie apart, and why one is missing."""
+    rows = []
+    for figure, unit in FIGURE_UNITS.items():
+        value, spread = getattr(measured, figure), measured.spread_ratio.get(figure)
+        shown = ("-", "") if value is None else (f"{value:.4g}", unit)
+        rows.append((figure, *shown, "" if spread is None else f"{100 * spread:.1f}", measured.notes.get(figure, "")))
+    threads = f", {measured.threads} thread(s)" if measured.kind == "cpu" and measured.threads else ""
+    show_table(("figure", "value", "unit", "spread %", "note"), rows, f"{measured.gpu}, {measured.dtype}{threads}")
+
+
 def show_coefficients(coefficients: Coefficients) -> None:
     """Show a fit: its coefficients with units, its constants, how it ended."""
     ended = "converged" if coefficients.converged else "did NOT converge"
-    title = f"{coefficients.estimator}: {ended} on {coefficients.provenance.n_steps} steps"
+    origin = coefficients.provenance
+    title = f"{coefficients.estimator}: {ended} on {origin.n_steps} steps, {origin.transfer}"
     show_table(COEFFICIENT_HEADS, coefficient_rows(coefficients), title)
     facts = {**coefficients.constants, **coefficients.chosen}
     show_table(("constant or chosen setting", "value"), [(name, f"{value:.6g}") for name, value in facts.items()])
@@ -141,9 +156,25 @@ def show_report(report: ValidationReport) -> None:
     if report.impossible:
         say(f"{report.split}: not possible: {report.impossible}")
         return
-    show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}")
+    show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}, {report.transfer}")
     if report.coverage:
         show_table(COVERAGE_HEADS, coverage_rows(report.coverage), coverage_title(report.coverage))
+
+
+def show_leaderboard(board: Leaderboard) -> None:
+    """Show every split of every data set, then what is not on the board and why, and the summary last."""
+    estimators = columns_of(board)
+    for dataset in board.datasets:
+        for split in dataset.splits:
+            if split.groups:
+                grid = split_grid(split, estimators)
+                show_table(grid.heads, grid.rows, f"{dataset.name}, {split.split}")
+    if (left_out := left_out_grid(board)).rows:
+        show_table(left_out.heads, left_out.rows, "not on the board")
+    if (summary := summary_grid(board)).rows:
+        say(LEGEND)
+        say(SUMMARY_LEGEND)
+        show_table(summary.heads, summary.rows, "summary")
 
 
 def show_decision(decision: GateDecision) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import srfa
-from srfa.coefficients import Provenance
+from srfa.coefficients import Provenance, Transfer
 from srfa.observations import Observations
 
 _LIBRARIES = ("cvxpy", "numpy", "scipy", "pyarrow", "scikit-learn")
@@ -20,10 +20,25 @@ def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name if unique else path.as_posix(): _sha256(path) for path in paths}
 
 
-def provenance_of(observations: Observations, data_sha256: Mapping[str, str]) -> Provenance:
-    """Describe observations and the software at hand."""
+def provenance_of(
+    observations: Observations,
+    data_sha256: Mapping[str, str],
+    *,
+    microbenchmarks: Sequence[Path] = (),
+    prior: Path | None = None,
+) -> Provenance:
+    """Describe observations, the software at hand, and what else was known of the hardware.
+
+    Parameters
+    ----------
+    microbenchmarks, prior
+        The files of a calibrated fit, and of a few-shot one; few-shot is what a fit with both is.
+    """
+    calibrated: Transfer = "calibrated" if microbenchmarks else "zero-shot"
     return Provenance(
         data_sha256=dict(data_sha256),
+        transfer="few-shot" if prior else calibrated,
+        transfer_sha256=file_hashes([*microbenchmarks, *([prior] if prior else [])]),
         job_ids=_distinct(observations, "job_id"),
         gpus=_distinct(observations, "gpu"),
         models=_distinct(observations, "model"),

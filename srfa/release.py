@@ -22,6 +22,8 @@ from srfa.coefficients import Coefficients, Provenance, write_coefficients
 from srfa.export import projection_of, write_blis
 from srfa.figures import draw_figures
 from srfa.gate import GateDecision
+from srfa.leaderboard import Leaderboard, write_leaderboard
+from srfa.leaderboard_figure import LEADERBOARD_FIGURE, draw_leaderboard
 from srfa.observations import Observations
 from srfa.page import to_markdown
 from srfa.physics_report import PhysicsReport, write_physics
@@ -31,7 +33,7 @@ from srfa.validation_report import ValidationReport, write_reports
 
 RELEASE_FILE, VERDICT_FILE = "provenance.json", "verdict.json"
 HELD_OUT_FILE, REPORT_FILE, COEFFICIENTS_FILE = "held_out.parquet", "report.json", "coefficients.json"
-PHYSICS_FILE = "physics.json"
+LEADERBOARD_FILE, PHYSICS_FILE = "leaderboard.json", "physics.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Material:
         The table of requests, for the alphas of the BLIS export.
     physics
         What a check of physics found; None where none was made.
+    leaderboard
+        The estimator beside others on the same folds.
     """
 
     coefficients: Coefficients
@@ -60,6 +64,7 @@ class Material:
     physics: PhysicsReport | None = None
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
+    leaderboard: Leaderboard | None = None
 
 
 class Release(Spec):
@@ -96,7 +101,7 @@ def publish(material: Material, releases: Path) -> Release:
     """Write ``releases/<release_id>/`` and return what it says of itself; one that is there already stays untouched.
 
     The folder holds ``coefficients.json``, ``report.json`` (readable as a baseline by the gate), ``report.md`` with
-    its figures, ``verdict.json``, ``physics.json``, ``held_out.parquet``, ``hardware/`` and
+    its figures, ``verdict.json``, ``leaderboard.json``, ``physics.json``, ``held_out.parquet``, ``hardware/`` and
     ``models/`` with the facts that were used, ``export/`` with the BLIS files, and ``provenance.json``.
 
     Raises
@@ -161,9 +166,20 @@ def _write_report(material: Material, projection: BlisProjection, folder: Path) 
         material.skipped,
         material.outcomes,
         figures,
-        material.physics,
+        physics=material.physics,
+        leaderboard=material.leaderboard,
+        leaderboard_figure=_write_leaderboard(material.leaderboard, folder),
     )
     (folder / "report.md").write_text(to_markdown(report_page(findings)))
+
+
+def _write_leaderboard(board: Leaderboard | None, folder: Path) -> str:
+    """Write the leaderboard, where there is one, and return the name of its picture."""
+    if board is None:
+        return ""
+    write_leaderboard(board, folder / LEADERBOARD_FILE)
+    draw_leaderboard(board, folder / LEADERBOARD_FIGURE)
+    return LEADERBOARD_FIGURE
 
 
 def _write_facts(material: Material, folder: Path) -> None:

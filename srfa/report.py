@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
 from srfa.grades import Intervals
+from srfa.leaderboard import Leaderboard
+from srfa.leaderboard_page import leaderboard_sections
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
 from srfa.physics_report import PhysicsReport
@@ -33,6 +35,10 @@ class Findings:
         Cells of the matrix that were not run, and how the jobs that were run ended.
     figures
         Names of pictures that lie beside the report.
+    leaderboard, leaderboard_figure
+        The estimator beside others, and the name of its picture.
+    physics
+        What a check of physics found.
     """
 
     reports: tuple[ValidationReport, ...]
@@ -43,6 +49,8 @@ class Findings:
     outcomes: tuple[JobOutcome, ...] = ()
     figures: tuple[str, ...] = ()
     physics: PhysicsReport | None = None
+    leaderboard: Leaderboard | None = None
+    leaderboard_figure: str = ""
 
 
 def report_page(findings: Findings) -> Page:
@@ -107,6 +115,8 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield _verdict(findings.decision)
     for report in findings.reports:
         yield _folds(report)
+    if findings.leaderboard:
+        yield from leaderboard_sections(findings.leaderboard, findings.leaderboard_figure)
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)
@@ -292,6 +302,7 @@ def _left_out(findings: Findings) -> Section:
 
 def _provenance(provenance: Provenance) -> Section:
     facts = (
+        ("transfer", provenance.transfer),
         ("steps", str(provenance.n_steps)),
         ("jobs", str(len(provenance.job_ids))),
         ("GPUs", ", ".join(provenance.gpus)),
@@ -300,5 +311,6 @@ def _provenance(provenance: Provenance) -> Section:
         ("srfa", " ".join((provenance.srfa_version, provenance.code_version)).strip()),
         ("libraries", ", ".join(f"{name} {version}" for name, version in provenance.library_versions.items())),
         *((f"sha256 of {name}", digest) for name, digest in provenance.data_sha256.items()),
+        *((f"sha256 of {name}", digest) for name, digest in provenance.transfer_sha256.items()),
     )
     return Section("Provenance", grid=Grid(("what", "value"), facts))

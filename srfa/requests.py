@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from srfa.catalog import Catalog
-from srfa.geometry import geometry
+from srfa.observations import Configuration, configuration_of
 from srfa.ragged import FloatArray
-from srfa.units import BYTES_PER_US_PER_TBPS, NS_PER_US
+from srfa.roofline import Place, bytes_per_us, flops_per_token, flops_per_us, place_of
+from srfa.units import NS_PER_US
 
 RECENT_STEPS = 100
 """Preemptions of this many steps before a request queued count as recent."""
 
-_COPIED = ("prompt_tokens", "output_tokens", "max_model_len", "max_num_seqs", "waiting_at_queue", "kv_usage_at_queue")
+_COPIED = (
+    "prompt_tokens",
+    "output_tokens",
+    "max_model_len",
+    "max_num_seqs",
+    "running_at_queue",
+    "waiting_at_queue",
+    "kv_usage_at_queue",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,14 @@ class RequestObservations:
         What the client saw beyond the engine's arrival-to-finish, NaN where the client's view is missing.
     kv_read_us
         KV bytes read for all decoded tokens at peak bandwidth.
+    kv_us_per_token
+        KV bytes of one token of context at peak bandwidth.
+    prompt_compute_us
+        Matrix operations of the prompt at the dense peak.
+    cached_share
+        Share of the prompt found in the prefix cache, 0 where it was not recorded.
+    chunked_prefill
+        1 where the server splits prefills into chunks (vLLM's default, taken where it was not recorded), else 0.
     recent_preemptions
         Requests preempted in the last ``RECENT_STEPS`` steps before this one queued.
     """
@@ -42,10 +59,15 @@ class RequestObservations:
     output_tokens: FloatArray
     max_model_len: FloatArray
     max_num_seqs: FloatArray
+    running_at_queue: FloatArray
     waiting_at_queue: FloatArray
     kv_usage_at_queue: FloatArray
     recent_preemptions: FloatArray
     kv_read_us: FloatArray
+    kv_us_per_token: FloatArray
+    prompt_compute_us: FloatArray
+    cached_share: FloatArray
+    chunked_prefill: FloatArray
     arrival_to_queued_us: FloatArray
     queue_wait_us: FloatArray
     outside_us: FloatArray
@@ -55,6 +77,11 @@ class RequestObservations:
         """How many requests there are."""
         return len(self.prompt_tokens)
 
+    @property
+    def decoded_tokens(self) -> FloatArray:
+        """Output tokens that a decode step made: all but the first, which the prefill makes."""
+        return np.maximum(self.output_tokens - 1.0, 0.0)
+
 
 def request_observations(requests: pa.Table, jobs: pa.Table, steps: pa.Table, catalog: Catalog) -> RequestObservations:
     """Join the kept tables of a run into what the request models learn from; unfinished requests are left out."""
@@ -62,11 +89,16 @@ def request_observations(requests: pa.Table, jobs: pa.Table, steps: pa.Table, ca
     frame = frame.dropna(subset=["t_arrived_ns", "t_queued_ns", "t_first_scheduled_ns", "t_finished_ns"])
     frame = frame.reset_index(drop=True)
     inside = (frame.t_finished_ns - frame.t_arrived_ns) / NS_PER_US
+    rates = _rates(frame, jobs, catalog)
     return RequestObservations(
         job_id=tuple(frame.job_id),
         **{name: _floats(frame[name]) for name in _COPIED},
         recent_preemptions=_recent_preemptions(frame, steps),
-        kv_read_us=_kv_read_us(frame, catalog),
+        kv_read_us=_decoded_context(frame) * rates[:, 0],
+        kv_us_per_token=rates[:, 0],
+        prompt_compute_us=_floats(frame.prompt_tokens) * rates[:, 1],
+        cached_share=np.nan_to_num(_floats(frame.cached_tokens)) / np.maximum(_floats(frame.prompt_tokens), 1.0),
+        chunked_prefill=_floats(frame.enable_chunked_prefill.fillna(True)),
         arrival_to_queued_us=_floats((frame.t_queued_ns - frame.t_arrived_ns) / NS_PER_US),
         queue_wait_us=_floats((frame.t_first_scheduled_ns - frame.t_queued_ns) / NS_PER_US),
         outside_us=_floats(frame.e2e_us - inside),
@@ -89,18 +121,23 @@ def _recent_preemptions(frame: pd.DataFrame, steps: pa.Table) -> FloatArray:
     return recent
 
 
-def _kv_read_us(frame: pd.DataFrame, catalog: Catalog) -> FloatArray:
-    """Sum over decoded tokens of ``context x KV bytes / bandwidth``: an arithmetic series in the output length."""
+def _decoded_context(frame: pd.DataFrame) -> FloatArray:
+    """Sum of the contexts that the decoded tokens attend: an arithmetic series in the output length."""
     decoded = np.maximum(_floats(frame.output_tokens) - 1.0, 0.0)
-    context = decoded * (_floats(frame.prompt_tokens) + 0.5 * (decoded + 1.0))
-    places = frame[["model", "gpu", "tensor_parallel_size", "dtype"]]
-    keys = list(places.itertuples(index=False, name=None))
-    rates = {key: _kv_us_per_token(key, catalog) for key in set(keys)}
-    return np.asarray(context * np.array([rates[key] for key in keys]))
+    return np.asarray(decoded * (_floats(frame.prompt_tokens) + 0.5 * (decoded + 1.0)))
 
 
-def _kv_us_per_token(key: tuple[str, str, int, str], catalog: Catalog) -> float:
-    model, gpu, tensor_parallel_size, dtype = key
-    shard = geometry(catalog.resolve_model(model), tensor_parallel_size=tensor_parallel_size, dtype=dtype or "auto")
-    bandwidth = catalog.resolve_gpu(gpu).datasheet.memory_bandwidth_tbps * BYTES_PER_US_PER_TBPS
-    return shard.kv_bytes_per_token / bandwidth
+def _rates(frame: pd.DataFrame, jobs: pa.Table, catalog: Catalog) -> FloatArray:
+    """Microseconds of one token's KV bytes and of its matrix operations at peak, shape ``(n_requests, 2)``."""
+    by_job = {row["job_id"]: _rates_of(place_of(configuration_of(row), catalog)) for row in _configured(jobs)}
+    rows = {job_id: position for position, job_id in enumerate(by_job)}
+    index = frame.job_id.map(rows).to_numpy(dtype=np.int64)
+    return np.asarray(np.array(list(by_job.values()), dtype=np.float64)[index])
+
+
+def _configured(jobs: pa.Table) -> list[dict[str, object]]:
+    return list(jobs.select(["job_id", *(field.name for field in fields(Configuration))]).to_pylist())
+
+
+def _rates_of(place: Place) -> tuple[float, float]:
+    return place.shard.kv_bytes_per_token / bytes_per_us(place), flops_per_token(place) / flops_per_us(place)

@@ -40,16 +40,20 @@ class StepWork:
     ----------
     prefill_flops, decode_flops
         Matrix and attention operations of the tokens of each phase.
+    prefill_attention_flops, decode_attention_flops
+        The part of each that is attention.
     weight_bytes
         Weights read once a step, with the experts expected to be activated under balanced routing.
     least_weight_bytes
         The same with as few experts as any routing can activate.
-    kv_read_bytes
+    decode_kv_bytes, prefill_kv_bytes
         KV cache read by the decoding requests and by the context of prefill chunks.
     """
 
     prefill_flops: FloatArray
     decode_flops: FloatArray
+    prefill_attention_flops: FloatArray
+    decode_attention_flops: FloatArray
     weight_bytes: FloatArray
     least_weight_bytes: FloatArray
     decode_kv_bytes: FloatArray
@@ -58,10 +62,17 @@ class StepWork:
 
 def places(observations: Observations, catalog: Catalog) -> tuple[Place, ...]:
     """Resolve every configuration's model and GPU by name and cut the model over its GPUs."""
-    return tuple(_place(configuration, catalog) for configuration in observations.configurations)
+    return tuple(place_of(configuration, catalog) for configuration in observations.configurations)
 
 
-def _place(configuration: Configuration, catalog: Catalog) -> Place:
+def place_of(configuration: Configuration, catalog: Catalog) -> Place:
+    """Resolve one configuration's model and GPU by name and cut the model over its GPUs.
+
+    Raises
+    ------
+    CatalogError
+        The model or the GPU is unknown.
+    """
     model = catalog.resolve_model(configuration.model)
     shard = geometry(
         model,
@@ -93,18 +104,21 @@ def step_work(observations: Observations, where: tuple[Place, ...]) -> StepWork:
     prefill, decode = observations.numbers("prefill_tokens"), observations.numbers("decode_tokens")
     prefill_reqs, decode_reqs = observations.numbers("num_prefill_reqs"), observations.numbers("num_decode_reqs")
     new, context = observations.prefill_new_tokens, observations.prefill_context_tokens
-    flops_per_token = fact(_flops_per_token)
+    token_flops = fact(flops_per_token)
     head_flops = fact(lambda place: 2.0 * place.shard.head.parameters)
     pair_flops = fact(lambda place: place.shard.attention_flops_per_pair)
     kv_bytes = fact(lambda place: place.shard.kv_bytes_per_token)
     pairs = new.sum(new.values * (context.values + 0.5 * new.values))
     decode_context = observations.decode_context_tokens.sum()
+    prefill_attention, decode_attention = pairs * pair_flops, decode_context * pair_flops
     tokens = prefill + decode
     shared_bytes = fact(lambda place: place.shard.shared_bytes)
     expert_bytes = fact(lambda place: place.shard.expert_bytes)
     return StepWork(
-        prefill_flops=prefill * flops_per_token + prefill_reqs * head_flops + pairs * pair_flops,
-        decode_flops=decode * flops_per_token + decode_reqs * head_flops + decode_context * pair_flops,
+        prefill_flops=prefill * token_flops + prefill_reqs * head_flops + prefill_attention,
+        decode_flops=decode * token_flops + decode_reqs * head_flops + decode_attention,
+        prefill_attention_flops=prefill_attention,
+        decode_attention_flops=decode_attention,
         weight_bytes=shared_bytes + expert_bytes * _activated(tokens, fact),
         least_weight_bytes=shared_bytes + expert_bytes * fact(_least_experts),
         decode_kv_bytes=decode_context * kv_bytes,
@@ -112,11 +126,15 @@ def step_work(observations: Observations, where: tuple[Place, ...]) -> StepWork:
     )
 
 
-def _flops_per_token(place: Place) -> float:
+def flops_per_token(place: Place) -> float:
     """Matrix operations of one token on one GPU, the head apart; routed experts spread evenly over the ranks."""
-    shard, model = place.shard, place.model
+    return 2.0 * place.shard.token_parameters + expert_flops_per_token(place)
+
+
+def expert_flops_per_token(place: Place) -> float:
+    """The part of :func:`flops_per_token` that routed experts do; 0 in a dense model."""
     ranks = place.configuration.expert_parallel_size
-    return 2.0 * (shard.token_parameters + shard.expert_parameters * model.num_experts_per_tok / ranks)
+    return 2.0 * place.shard.expert_parameters * place.model.num_experts_per_tok / ranks
 
 
 def _least_experts(place: Place) -> float:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloa
 
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 _SERVER_FIELDS: Final = ("engine", "engine_version", "gpu", "image", "model")
+_Figure = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 SHAREGPT_LONGEST_TOKENS: Final = 2048
 """``vllm bench serve`` drops ShareGPT conversations above this (``is_valid_sequence`` in its datasets module)."""
 
@@ -142,6 +143,50 @@ class FusedMoeConfigs(Spec):
     ] = ()
 
 
+class Microbenchmark(Spec):
+    """What single kernels reach on a GPU, or a CPU profile, by a minute's measurement; None was not measured.
+
+    Parameters
+    ----------
+    gpu
+        Stem of the file in ``hardware/``, or the vendor's name that stands in it.
+    gemm_tflops, attention_tflops
+        Best rate of prefill-like matrix products, and of causal attention (the masked half not counted).
+    weight_stream_tbps, kv_stream_tbps
+        Bytes of weights read in products with 1 to 16 rows, and of keys and values in attention of one query, a time.
+    kernel_latency_us
+        Time an operation takes that is too small to take any, launched without a graph.
+    allreduce_latency_us, allreduce_gbps
+        All-reduce of 8 KiB; and of 64 MiB, what a rank sends in a ring, ``2 (n - 1) / n`` of it, a time.
+    spread_ratio
+        Robust coefficient of variation of a figure's repeats.
+    curves
+        The figure, in its unit, by kernel and size.
+    notes
+        By figure: why it was not measured, or what to distrust in it.
+    """
+
+    schema_version: Literal[1] = 1
+    gpu: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    kind: Literal["cuda", "cpu"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device_name: str = ""
+    threads: PositiveInt | None = None
+    torch_version: str = ""
+    cuda_version: str | None = None
+    gemm_tflops: _Figure = None
+    weight_stream_tbps: _Figure = None
+    kv_stream_tbps: _Figure = None
+    attention_tflops: _Figure = None
+    kernel_latency_us: _Figure = None
+    allreduce_latency_us: _Figure = None
+    allreduce_gbps: _Figure = None
+    spread_ratio: dict[str, float] = Field(default_factory=dict)
+    curves: dict[str, dict[str, float]] = Field(default_factory=dict)
+    notes: dict[str, str] = Field(default_factory=dict)
+
+
 class GpuSpec(Spec):
     """One file of ``hardware/``: a GPU, or a profile of a CPU."""
 
@@ -150,6 +195,7 @@ class GpuSpec(Spec):
     datasheet: Datasheet
     calibration: Calibration
     fused_moe_configs: FusedMoeConfigs | None = None
+    microbenchmark: Microbenchmark | None = None
 
 
 class EngineArgs(Spec):

@@ -1,8 +1,7 @@
-"""What the command line says of how far a fit can be trusted: ``srfa physics``, ``srfa identify``, and options."""
+"""What the command line says of how far a fit can be trusted: ``srfa physics``, ``srfa identify``, and intervals."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from srfa import present
 from srfa.coefficients import read_coefficients
 from srfa.errors import DataInvalidError
 from srfa.observations import load_observations
-from srfa.options import Common, with_common
+from srfa.options import Calibrations, Common, ObservationFiles, calibrated, with_common
 from srfa.physics_report import write_physics
 from srfa.report import PHYSICS_HEADS, physics_rows
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from srfa.identification import Helpful, Identification
     from srfa.identify import Jacobian
     from srfa.observations import Observations
-    from srfa.validate import CrossPrediction
 
 CoefficientsFile = Annotated[Path, typer.Option(help="coefficients.json of a fit.")]
 
@@ -35,6 +33,7 @@ def physics(
     coefficients: CoefficientsFile,
     batches: Annotated[int, typer.Option(min=1, help="Random batches to ask for.")] = 10_000,
     out: Annotated[Path | None, typer.Option(help="Also write physics.json, for 'srfa gate --physics'.")] = None,
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Ask a fit for batches nobody measured and compare its answers with physics; code 5 where a rule is broken.
@@ -45,9 +44,8 @@ def physics(
     from srfa.physics import check_physics  # noqa: PLC0415 - as above
 
     fitted = read_coefficients(coefficients)
-    report = check_physics(
-        estimator_named(fitted.estimator), fitted, common.catalog(), n_batches=batches, seed=common.seed
-    )
+    catalog = calibrated(common, calibrate)
+    report = check_physics(estimator_named(fitted.estimator), fitted, catalog, n_batches=batches, seed=common.seed)
     if out:
         write_physics(report, out)
         present.say(f"wrote {out}")
@@ -61,9 +59,10 @@ def physics(
 
 @with_common
 def identify(
-    observations: Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")],
+    observations: ObservationFiles,
     *,
     coefficients: CoefficientsFile,
+    calibrate: Calibrations = None,
     common: Common,
 ) -> None:
     """Say which coefficients the measured steps identify, which move together, and which jobs would tell more.
@@ -76,7 +75,7 @@ def identify(
     from srfa.identify import identify as identified  # noqa: PLC0415 - as above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - as above
 
-    fitted, catalog = read_coefficients(coefficients), common.catalog()
+    fitted, catalog = read_coefficients(coefficients), calibrated(common, calibrate)
     estimator = estimator_named(fitted.estimator)
 
     def jacobian_of(steps: Observations) -> Jacobian:
@@ -119,27 +118,17 @@ def _best(job: Helpful | None) -> str:
 
 
 def cross_validated_intervals(
-    estimator: Estimator, steps: Observations, settings: FitConfig, common: Common
+    estimator: Estimator, steps: Observations, catalog: Catalog, *, config: FitConfig, n_jobs: int
 ) -> Intervals:
     """Cross-validate by every split a grade rests on and return the intervals, showing progress."""
     from srfa.intervals import GRADED_SPLITS, intervals_of  # noqa: PLC0415 - as above
     from srfa.validate import cross_predict  # noqa: PLC0415 - as above
 
-    held_out, catalog = {}, common.catalog()
+    held_out = {}
     for split in GRADED_SPLITS:
         with present.progress(split) as advance:
             found = cross_predict(
-                estimator, steps, catalog, split=split, config=settings, n_jobs=common.jobs, progress=advance
+                estimator, steps, catalog, split=split, config=config, n_jobs=n_jobs, progress=advance
             )
         held_out[split] = found.held_out
     return intervals_of(held_out)
-
-
-def with_measured_coverage(
-    found: CrossPrediction, estimator: Estimator, steps: Observations, catalog: Catalog, n_jobs: int
-) -> CrossPrediction:
-    """Add to a cross-validation how many steps its intervals hold."""
-    from srfa.coverage import coverage  # noqa: PLC0415 - as above
-
-    groups = coverage(estimator, steps, catalog, found=found, config=found.report.config, n_jobs=n_jobs)
-    return replace(found, report=found.report.model_copy(update={"coverage": groups}))

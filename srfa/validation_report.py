@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from srfa.coefficients import FitConfig, FoldSummary, Provenance
+from srfa.coefficients import FitConfig, FoldSummary, Provenance, Transfer
 from srfa.errors import InputError
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError
@@ -86,11 +86,14 @@ class ValidationReport(Spec):
         Steps left out because their label undercuts the speed of light.
     coverage
         Of prediction intervals, by held-out group; empty where it was not asked for.
+    transfer
+        What the fits knew of the hardware beside its datasheet; reports that differ in it are never compared.
     """
 
     schema_version: Literal[1] = 1
     estimator: str
     split: Split
+    transfer: Transfer = "zero-shot"
     config: FitConfig
     n_steps: int
     n_jobs: int

@@ -19,7 +19,7 @@ from prefect.tasks import Task
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
-from srfa.errors import EngineError, FitError, StoreError
+from srfa.errors import EngineError, FitError, SrfaError, StoreError
 from srfa.folds import Split
 from srfa.gate import GateDecision
 from srfa.release import RELEASE_FILE, Release
@@ -156,6 +156,19 @@ def validate(dataset: training.Dataset, estimator: str, split: Split, config: Fi
         found = f"MAPE {fold.errors.mape_pct:.1f} %" if fold.errors else fold.failure
         run_log().info("%s, %s held out: %s", split, fold.held_out, found)
     return validation
+
+
+@task(name="compare", cache_policy=NO_CACHE)
+def compare(candidate: training.Candidate, dataset: training.Dataset) -> training.Candidate:
+    """Set the candidate beside the yardsticks, on the folds it was validated on; that is no condition for a release."""
+    try:
+        compared = training.with_leaderboard(candidate, dataset)
+    except SrfaError as error:
+        run_log().warning("the leaderboard is left out: %s", error)
+        return candidate
+    for row in compared.leaderboard.overall if compared.leaderboard else ():
+        run_log().info("%s: mean rank %.1f on %d splits", row.estimator, row.mean_rank, row.n_splits)
+    return compared
 
 
 @task(name="check-physics", cache_policy=NO_CACHE)

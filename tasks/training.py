@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.compare import compare_with_yardsticks
 from srfa.domain import training_domain
 from srfa.estimators import estimator_named
 from srfa.fit.queue import fit_queue
@@ -18,6 +19,7 @@ from srfa.fit.token import fit_token
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
 from srfa.intervals import intervals_of
+from srfa.leaderboard import Leaderboard
 from srfa.observations import Observations, load_observations
 from srfa.physics import check_physics
 from srfa.physics_report import PhysicsReport
@@ -65,13 +67,14 @@ class Candidate:
 
     Parameters
     ----------
-    physics
-        None before it was checked.
+    physics, leaderboard
+        None before physics was checked, and before the candidate was compared.
     """
 
     coefficients: Coefficients
     validations: tuple[CrossPrediction, ...]
     physics: PhysicsReport | None = None
+    leaderboard: Leaderboard | None = None
 
     @property
     def reports(self) -> tuple[ValidationReport, ...]:
@@ -165,6 +168,18 @@ def with_physics(candidate: Candidate, dataset: Dataset) -> Candidate:
     return replace(candidate, physics=report)
 
 
+def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
+    """Set the candidate beside the yardsticks, on the folds it was validated on; it is not fitted again.
+
+    Raises
+    ------
+    SrfaError
+        A yardstick could not be validated.
+    """
+    board = compare_with_yardsticks("observations", candidate.reports, dataset.observations, dataset.catalog)
+    return replace(candidate, leaderboard=board)
+
+
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
     """Return the verdict on the candidate's reports and on what was found of its physics."""
     return check_gate(candidate.reports, limits, baseline, physics=candidate.physics)
@@ -192,5 +207,6 @@ def write_release(
         physics=candidate.physics,
         skipped=skipped,
         outcomes=outcomes,
+        leaderboard=candidate.leaderboard,
     )
     return publish(material, releases)

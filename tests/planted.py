@@ -75,7 +75,7 @@ class LinearEstimator:
         columns = {("floor", "us"): floor_us(observations, catalog), ("constant", "1"): 1.0}
         return feature_matrix(observations, {"linear": Block.of(columns, observations.n_steps)})
 
-    def fit(self, features, config):
+    def fit(self, features, config, *, prior=None):
         if not self.fits:
             raise FitError("planted: this estimator refuses to fit")
         basis = features.blocks["linear"].values / features.step_time_us[:, None]

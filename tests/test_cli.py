@@ -12,12 +12,17 @@ import yaml
 from srfa import cli
 from srfa.cli import app, main
 from srfa.coefficients import read_coefficients
+from srfa.estimators import estimator_named
 from srfa.export import check_blis
 from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
+from tests.test_microbenchmark import H100
 
-VERBS = {"expand", "plan", "ingest", "fit", "predict", "validate", "gate", "export", "report", "physics", "identify"}
+VERBS = {
+    "expand", "plan", "probe", "ingest", "fit", "predict", "validate", "compare", "gate", "export", "report", "physics",
+    "identify",
+}  # fmt: skip
 GRADED = {"domain_grade", "domain_reason", "leverage_ratio"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
 MATRIX = """
@@ -181,6 +186,126 @@ def test_gate_passes_and_fails_by_exit_code(measured, tmp_path, capsys):
     shown = capsys.readouterr()
     assert json.loads(shown.out)["passed"] is False
     assert f"leave-one-gpu-out, {GPUS[0]} held out: MAPE" in shown.err
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    (tmp_path / "h100.json").write_text(json.dumps(H100 | {"notes": {"gemm_tflops": "repeats spread by 30%"}}))
+    return "h100.json"
+
+
+def test_probe_runs_the_interpreter_it_is_given_and_shows_every_figure(tmp_path, capsys):
+    (tmp_path / "figures.json").write_text(json.dumps(H100 | {"spread_ratio": {"gemm_tflops": 0.013}}))
+    (tmp_path / "python").write_text(f'#!/bin/sh\ncp {tmp_path}/figures.json "$4"; echo "$@" > {tmp_path}/called')
+    (tmp_path / "python").chmod(0o755)
+    options = ("--python", tmp_path / "python", "--device", "cuda", "--dtype", "float16", "--gpu", "h100-sxm-80gb")
+    assert run("probe", "--out", "m.json", "--seconds", "5", *options) == 0
+    called = (tmp_path / "called").read_text().strip()
+    assert called.endswith("--seconds 5.0 --device cuda --gpu h100-sxm-80gb --dtype float16")
+    shown = capsys.readouterr()
+    assert re.search(r"gemm_tflops\W+700\W+TFLOP/s\W+1.3", shown.out)
+    assert "kernel_latency_us" in shown.out
+    assert "wrote m.json" in shown.err
+    assert run("probe", "--out", "m.json", *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["gemm_tflops"] == 700.0
+
+
+def test_a_probe_without_pytorch_ends_with_2(tmp_path, capsys):
+    assert run("probe", "--out", "m.json", "--python", "/no/python") == 2
+    assert "--python /no/python" in capsys.readouterr().err
+
+
+def test_a_calibrated_fit_says_so_with_the_hash_of_its_figures(measured, calibration, capsys):
+    arguments = ("--estimator", "roofline", "--calibrate", calibration)
+    assert run("fit", measured, *arguments, "--out", "c.json") == 0
+    origin = read_coefficients(cli.Path("c.json")).provenance
+    assert origin.transfer == "calibrated"
+    assert list(origin.transfer_sha256) == ["h100.json"]
+    shown = capsys.readouterr()
+    assert "calibrated" in shown.out
+    assert "microbenchmark of h100-sxm-80gb: gemm_tflops: repeats spread by 30%" in shown.err
+    assert run("predict", measured, "--coefficients", "c.json", "--calibrate", calibration, "--out", "p.parquet") == 0
+    assert run("fit", measured, "--estimator", "roofline", "--out", "plain.json") == 0
+    assert read_coefficients(cli.Path("plain.json")).provenance.transfer == "zero-shot"
+
+
+def figures_seen(monkeypatch, name):
+    """Note which figures of the H100 reach an estimator."""
+    seen, kind = [], type(estimator_named(name))
+    features = kind.features
+
+    def spy(self, observations, catalog):
+        seen.append(catalog.resolve_gpu("h100-sxm-80gb").microbenchmark)
+        return features(self, observations, catalog)
+
+    monkeypatch.setattr(kind, "features", spy)
+    return seen
+
+
+def test_the_measured_figures_reach_the_catalogue_of_every_verb_that_takes_them(measured, calibration, monkeypatch):
+    seen = figures_seen(monkeypatch, "roofline")
+    calibrate = ("--calibrate", calibration)
+    assert run("fit", measured, "--estimator", "roofline", *calibrate, "--intervals", "--out", "c.json") == 0
+    assert run("predict", measured, "--coefficients", "c.json", *calibrate, "--out", "p.parquet") == 0
+    assert validated(measured, *calibrate) == 0
+    assert run("export", measured, "--coefficients", "c.json", "--format", "blis", *calibrate, "--out", "blis") == 0
+    assert run("physics", "--coefficients", "c.json", "--batches", 10, *calibrate) == 0
+    assert len(seen) >= 5
+    assert {found.gemm_tflops for found in seen} == {700.0}
+
+
+def test_the_measured_figures_reach_the_catalogue_that_coefficients_are_identified_with(
+    measured, calibration, monkeypatch
+):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--calibrate", calibration, "--out", "c.json") == 0
+    seen = figures_seen(monkeypatch, "srfa-seed")
+    assert run("identify", measured, "--coefficients", "c.json", "--calibrate", calibration) == 0
+    assert {found.gemm_tflops for found in seen} == {700.0}
+
+
+def test_reports_of_a_calibrated_and_a_zero_shot_validation_are_not_compared(measured, calibration, tmp_path, capsys):
+    (tmp_path / "wide.yaml").write_text(LIMITS.format(1000))
+    assert validated(measured) == 0
+    cli.Path("r.json").rename("zero.json")
+    assert validated(measured, "--calibrate", calibration) == 0
+    assert [report.transfer for report in read_reports(cli.Path("r.json"))] == ["calibrated"]
+    assert run("gate", "r.json", "--limits", "wide.yaml", "--baseline", "r.json") == 0
+    assert run("gate", "r.json", "--limits", "wide.yaml", "--baseline", "zero.json") == 2
+    assert "calibrated, zero-shot" in capsys.readouterr().err
+
+
+def test_a_refit_from_a_prior_is_few_shot(measured, calibration, tmp_path):
+    (tmp_path / "fit.yaml").write_text("lambda_gamma: [1.0e+6]\nlambda_beta: [1.0e+6]\n")
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "source.json") == 0
+    few = ("--prior", "source.json", "--config", "fit.yaml", "--calibrate", calibration)
+    assert run("fit", measured, "--estimator", "srfa-seed", *few, "--out", "c.json") == 0
+    source, refitted = (read_coefficients(cli.Path(name)) for name in ("source.json", "c.json"))
+    assert (source.provenance.transfer, refitted.provenance.transfer) == ("zero-shot", "few-shot")
+    assert set(refitted.provenance.transfer_sha256) == {"source.json", "h100.json"}
+    assert refitted.blocks["compute"].values == pytest.approx(source.blocks["compute"].values, rel=1e-3, abs=1e-2)
+
+
+def test_intervals_of_a_refit_from_a_prior_are_refused_because_nothing_measures_them(measured, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "source.json") == 0
+    refit = ("--estimator", "srfa-seed", "--prior", "source.json", "--intervals")
+    assert run("fit", measured, *refit, "--out", "c.json") == 2
+    assert "--intervals measures fits without a prior" in capsys.readouterr().err
+    assert not cli.Path("c.json").exists()
+
+
+def test_a_prior_of_another_estimator_is_refused_by_name(measured, fitted, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--prior", fitted, "--out", "new.json") == 2
+    assert "estimator='roofline' cannot be the prior of 'srfa-seed'" in capsys.readouterr().err
+    assert not cli.Path("new.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "predict"])
+def test_figures_of_another_gpu_end_with_2_and_write_nothing(verb, measured, fitted, tmp_path, capsys):
+    (tmp_path / "l4.json").write_text(json.dumps(H100 | {"gpu": "l4-24gb"}))
+    more = {"predict": ["--coefficients", fitted], "validate": ["--split", "time"], "fit": []}[verb]
+    assert run(verb, measured, *more, "--calibrate", "l4.json", "--out", "out.json") == 2
+    assert "l4.json: gemm_tflops=700 is 579 %" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_export_copies_json_and_projects_for_blis(measured, fitted, capsys):

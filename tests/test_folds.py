@@ -72,6 +72,38 @@ def test_dense_to_moe_with_one_kind_says_which_is_missing(model, missing):
     assert missing in why_impossible(jobs([(GPUS[0], model, "decode", 4)] * 3), CATALOG, "dense-to-moe")
 
 
+def test_moe_to_dense_trains_on_mixtures_of_experts_alone():
+    steps = jobs([(GPUS[0], model, "decode", 4) for model in MODELS])
+    (fold,) = split_folds(steps, CATALOG, "moe-to-dense")
+    assert fold.held_out == "dense"
+    assert {steps.strings("model")[row] for row in fold.train} == {"mistralai/Mixtral-8x7B-v0.1"}
+    assert {steps.strings("model")[row] for row in fold.test} == set(MODELS[:2])
+
+
+@pytest.mark.parametrize(("model", "missing"), [(MODELS[0], "mixture-of-experts"), (MODELS[2], "a dense")])
+def test_moe_to_dense_with_one_kind_says_which_is_missing(model, missing):
+    reason = why_impossible(jobs([(GPUS[0], model, "decode", 4)] * 3), CATALOG, "moe-to-dense")
+    assert missing in reason
+    assert reason.startswith("moe-to-dense needs")
+
+
+def expert_parallel(*sizes):
+    return observations(
+        [step(job_id=f"j{n}", model=MODELS[2], expert_parallel_size=size) for n, size in enumerate(sizes)]
+    )
+
+
+def test_ep1_to_ep_holds_out_every_size_above_1_and_an_absent_size_counts_as_1():
+    (fold,) = split_folds(expert_parallel(8, 1, None, 2), CATALOG, "ep1-to-ep")
+    assert (fold.held_out, fold.train.tolist(), fold.test.tolist()) == ("ep>1", [1, 2], [0, 3])
+
+
+@pytest.mark.parametrize(("sizes", "missing"), [((1, None), "above 1 to hold out"), ((2, 4), "size 1 to train on")])
+def test_ep1_to_ep_with_one_kind_says_which_is_missing(sizes, missing):
+    assert missing in why_impossible(expert_parallel(*sizes), CATALOG, "ep1-to-ep")
+    assert split_folds(expert_parallel(*sizes), CATALOG, "ep1-to-ep") == ()
+
+
 def test_time_holds_out_the_jobs_that_started_last_by_the_clock():
     starts = {"a": 500, "b": 100, "c": 300, "d": 400, "e": 200}
     rows = [step(job_id=job, t_schedule_start_ns=at + later) for job, at in starts.items() for later in (0, 1000)]

@@ -164,6 +164,18 @@ def test_two_estimators_are_refused():
         check_gate([report(fold()), report(fold(), split="time", estimator="other")], LIMITS)
 
 
+def test_reports_of_two_transfer_modes_are_refused_by_name():
+    with pytest.raises(InputError, match=r"different transfer modes \(calibrated, zero-shot\)"):
+        check_gate([report(fold()), report(fold(), split="time", transfer="calibrated")], LIMITS)
+
+
+def test_a_baseline_of_another_transfer_mode_is_refused_and_of_the_same_is_not():
+    few = report(fold(), transfer="few-shot")
+    assert check_gate([few], LIMITS, [few]).passed
+    with pytest.raises(InputError, match=r"few-shot, zero-shot.*a baseline of its own"):
+        check_gate([few], LIMITS, [report(fold())])
+
+
 def test_a_split_given_twice_is_refused():
     with pytest.raises(InputError, match="two reports of split leave-one-gpu-out"):
         check_gate([report(fold()), report(fold())], LIMITS)

@@ -40,7 +40,7 @@ class Lawful:
             raise UnknownConfigurationError("planted: learned by configuration")
         return observations, catalog
 
-    def fit(self, features, config):
+    def fit(self, features, config, *, prior=None):
         return LinearEstimator().fit(LinearEstimator().features(*features), config)
 
     def predict(self, coefficients, features):

@@ -14,12 +14,15 @@ from srfa.estimators import estimator_named
 from srfa.export import check_blis
 from srfa.figures import draw_figures
 from srfa.gate import Limits, check_gate
+from srfa.leaderboard import read_leaderboard
 from srfa.physics import check_physics
 from srfa.physics_report import read_physics
 from srfa.provenance import provenance_of
 from srfa.release import Material, publish, read_release, release_id
 from srfa.report_folder import write_report
-from srfa.validate import cross_predict, read_reports
+from srfa.standings import leaderboard_of
+from srfa.validate import cross_predict, cross_validate, read_reports
+from tests.planted import LinearEstimator
 
 LIMITS = Limits.model_validate({"splits": {"leave-one-gpu-out": {"max_mape_pct": 1000}}})
 
@@ -31,7 +34,9 @@ def material(planted, shipped):
     fitted = fitted.model_copy(update={"provenance": provenance_of(planted, {"planted": "00"})})
     kept = cross_predict(roofline, planted, shipped, split="leave-one-gpu-out", config=FitConfig())
     decision = check_gate([kept.report], LIMITS)
-    return Material(fitted, (kept.report,), decision, planted, shipped, held_out=kept.held_out)
+    linear = cross_validate(LinearEstimator(), planted, shipped, split="leave-one-gpu-out", config=FitConfig())
+    board = leaderboard_of({"observations": (kept.report, linear)})
+    return Material(fitted, (kept.report,), decision, planted, shipped, held_out=kept.held_out, leaderboard=board)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,8 @@ def test_a_release_holds_everything_and_says_the_hash_of_each_file(published):
         "report.json",
         "report.md",
         "verdict.json",
+        "leaderboard.json",
+        "leaderboard.png",
         "held_out.parquet",
         "parity.png",
         "residuals.png",
@@ -126,7 +133,7 @@ def test_a_second_writer_that_loses_the_race_returns_the_release_that_is_there(
 
 
 def test_figures_are_pictures_with_ink(published):
-    for name in ("parity.png", "residuals.png", "workloads.png"):
+    for name in ("parity.png", "residuals.png", "workloads.png", "leaderboard.png"):
         picture = matplotlib.image.imread(published / name)
         assert min(picture.shape[:2]) > 200
         assert picture[..., :3].std() > 0.01
@@ -144,6 +151,19 @@ def test_a_report_is_written_from_a_release(published, tmp_path, suffix):
     assert "Verdict: passed" in text
     assert "a100-sxm-80gb" in text
     assert ("base64" in text) == (suffix == "html")
+    assert "1. 0.0 *" in text
+    assert text.index("Folds: leave-one-gpu-out") < text.index("Leaderboard") < text.index("Coefficients of")
+
+
+def test_the_leaderboard_of_a_release_is_the_one_it_was_published_with(material, published):
+    assert read_leaderboard(published / "leaderboard.json") == material.leaderboard
+    assert "![Leaderboard](leaderboard.png)" in (published / "report.md").read_text()
+
+
+def test_a_release_without_a_leaderboard_has_no_section_of_it(material, tmp_path):
+    folder = tmp_path / publish(replace(material, leaderboard=None), tmp_path).release_id
+    assert not (folder / "leaderboard.json").exists()
+    assert "Leaderboard" not in (folder / "report.md").read_text()
 
 
 def test_the_export_of_a_release_is_what_blis_accepts(published):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -26,6 +27,27 @@ def test_srfa_seed_fits_and_validates_across_gpus(shared_data, run, tmp_path, ca
     assert [fold.held_out for fold in report.folds] == ["a100-sxm-80gb", "h100-sxm-80gb"]
     assert all(20 < fold.errors.mape_pct < 50 for fold in report.folds)
     assert "h100-sxm-80gb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["nrrl", "lacm", "hamm", "jams", "forest"])
+def test_unseen_hardware_is_predicted_well_or_badly_but_positive_and_finite(shared_data, run, tmp_path, name):
+    steps = shared_data / "steps_a100_h100.parquet"
+    settings = ("--split", "leave-one-gpu-out", "--estimator", name, "--predictions", "p.parquet", "--out", "r.json")
+    assert run("validate", steps, *settings) == 0
+    (report,) = read_reports(tmp_path / "r.json")
+    assert all(fold.converged and not fold.failure for fold in report.folds)
+    predicted = pq.read_table(tmp_path / "p.parquet")["predicted_step_time_us"].to_numpy()
+    assert len(predicted) == report.n_steps
+    assert np.isfinite(predicted).all()
+    assert predicted.min() >= 1.0
+
+
+def test_blackbox_predicts_what_it_measured_and_refuses_another_gpu(shared_data, run, tmp_path):
+    steps = shared_data / "steps_a100_h100.parquet"
+    assert run("fit", steps, "--estimator", "blackbox", "--out", "c.json") == 0
+    assert run("predict", steps, "--coefficients", "c.json", "--out", "p.parquet") == 0
+    assert run("predict", shared_data / "steps_rtxpro6000_mixed.parquet", "--coefficients", "c.json", "--out", "q") == 5
+    assert not (tmp_path / "q").exists()
 
 
 def test_the_projection_onto_blis_is_within_its_strictness(shared_data, run, tmp_path):

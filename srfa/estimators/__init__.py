@@ -5,6 +5,12 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from srfa.errors import UsageError
+from srfa.estimators.blackbox import BlackboxEstimator
+from srfa.estimators.forest import ForestEstimator
+from srfa.estimators.hamm import HammEstimator
+from srfa.estimators.jams import JamsEstimator
+from srfa.estimators.lacm import LacmEstimator
+from srfa.estimators.nrrl import NrrlEstimator
 from srfa.estimators.protocol import Estimator
 from srfa.estimators.roofline import RooflineEstimator
 from srfa.estimators.srfa_seed import SrfaSeedEstimator
@@ -13,7 +19,13 @@ __all__ = ["ESTIMATORS", "Estimator", "estimator_named"]
 
 ESTIMATORS: dict[str, Estimator] = {
     "srfa-seed": SrfaSeedEstimator(),
+    "jams": JamsEstimator(),
+    "hamm": HammEstimator(),
+    "lacm": LacmEstimator(),
+    "nrrl": NrrlEstimator(),
+    "forest": ForestEstimator(),
     "roofline": RooflineEstimator(),
+    "blackbox": BlackboxEstimator(),
 }
 
 

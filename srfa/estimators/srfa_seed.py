@@ -11,24 +11,33 @@ from dataclasses import replace
 import numpy as np
 
 from srfa.catalog import Catalog
-from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
-from srfa.errors import CoefficientsError, FitError
+from srfa.coefficients import Coefficients, FitConfig
+from srfa.errors import FitError
+from srfa.estimators.quantities import (
+    StepQuantities,
+    base_overhead_us,
+    routed_bytes_per_token,
+    router_flops_per_token,
+)
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.convex import convex_start
+from srfa.fit.learned import FREE, NON_NEGATIVE, Bounds, contribution, learned_block, learned_values
 from srfa.fit.objective import Penalty, Problem, column_scale
 from srfa.fit.search import choose_penalty
 from srfa.fit.softplus import Solution, refine
 from srfa.model import step_time_us
 from srfa.observations import Observations
-from srfa.precision import number_bytes
 from srfa.ragged import FloatArray
-from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, places, step_work
+from srfa.roofline import Place, bytes_per_us, flops_per_us
 from srfa.units import BYTES_PER_US_PER_GBPS
 
 _MIN_STEPS = 20
-Bounds = tuple[float | None, float | None]
+_MIN_STEPS_WITH_PRIOR = 10
+"""Fewer, as a prior holds what the steps do not tell; refits to 10 steps have been seen to harm nothing."""
 IMBALANCE_BOUNDS: tuple[float, float] = (1.0, 4.0)
 """Busiest expert over mean: 1 is balanced; the research document expects 1.2 to 2, more than 4 is another effect."""
+_SHORTEST_US = 1.0
+"""A softplus is positive, but far below zero its digits run out; no step is shorter than a microsecond."""
 _SOFTPLUS_QUANTILE = 0.05
 """The bend's width is this quantile of the labels: short against most steps, so the form stays near linear there."""
 
@@ -40,43 +49,44 @@ class SrfaSeedEstimator:
 
     def features(self, observations: Observations, catalog: Catalog) -> FeatureMatrix:
         """Compute the blocks ``fixed`` (4), ``moe`` (1) and ``compute`` (7) of the alignment table."""
-        where = places(observations, catalog)
-        blocks = {
-            "fixed": _fixed(observations, where),
-            "moe": _moe(observations, where),
-            "compute": _compute(observations, where),
-        }
+        step = StepQuantities.of(observations, catalog)
+        blocks = {"fixed": _fixed(step), "moe": _moe(step), "compute": _compute(step)}
         return feature_matrix(observations, blocks)
 
-    def fit(self, features: FeatureMatrix, config: FitConfig) -> Coefficients:
-        """Search the settings by jobs, start convex, refine by L-BFGS-B.
+    def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
+        """Search the settings by jobs, start convex, refine by L-BFGS-B; with a prior, all ridges pull towards it.
 
         Raises
         ------
         FitError
-            Fewer than 20 steps are left.
+            Fewer than 20 steps are left; with a prior, fewer than 10.
+        CoefficientsError
+            The prior's features are not those of this version.
         """
-        features = prepare(features, config)
+        features = prepare(features, config, min_steps=_MIN_STEPS_WITH_PRIOR if prior else _MIN_STEPS)
         problem = problem_of(features)
+        if prior:
+            problem = _towards(problem, features, prior)
         penalty = choose_penalty(problem, features.job_index, config)
         start = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed)
         solution = refine(problem, penalty, start, max_iterations=config.max_iterations)
         return _coefficients(self.name, features, problem, penalty, solution, config)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
-        """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
-        linear = sum(_contribution(coefficients, features, name) for name in ("fixed", "moe"))
-        compute = _contribution(coefficients, features, "compute")
-        return step_time_us(np.asarray(linear), compute, coefficients.constants["softplus_scale_us"])
+        """Return the predicted step time in microseconds, shape ``(n_steps,)``, at least one."""
+        linear = sum(contribution(coefficients, features, name) for name in ("fixed", "moe"))
+        compute = contribution(coefficients, features, "compute")
+        predicted = step_time_us(np.asarray(linear), compute, coefficients.constants["softplus_scale_us"])
+        return np.maximum(predicted, _SHORTEST_US)
 
 
-def prepare(features: FeatureMatrix, config: FitConfig) -> FeatureMatrix:
+def prepare(features: FeatureMatrix, config: FitConfig, *, min_steps: int = _MIN_STEPS) -> FeatureMatrix:
     """Drop warm-up steps and cut each job's labels down to their quantile (winsorising)."""
     kept = features.take(np.flatnonzero(features.step_index >= config.warmup_steps))
-    if kept.n_steps < _MIN_STEPS:
+    if kept.n_steps < min_steps:
         raise FitError(
             f"{kept.n_steps} steps are left to fit ({features.n_steps} before dropping {config.warmup_steps} warm-up"
-            f" steps a job); at least {_MIN_STEPS} are needed"
+            f" steps a job); at least {min_steps} are needed"
         )
     return replace(kept, step_time_us=_winsorised(kept, config.winsorise_quantile))
 
@@ -91,74 +101,39 @@ def _winsorised(features: FeatureMatrix, quantile: float) -> FloatArray:
     return labels
 
 
-def _fixed(observations: Observations, where: tuple[Place, ...]) -> Block:
+def _fixed(step: StepQuantities) -> Block:
     columns: Columns = {
         ("intercept", "us"): 1.0,
-        ("tp_communication", "us"): per_step(observations, where, _tp_latency_us),
-        ("ep_communication", "us"): per_step(observations, where, _ep_latency_us),
-        ("base_overhead", "us"): per_step(observations, where, _base_overhead_us),
+        ("tp_communication", "us"): step.tp_us,
+        ("ep_communication", "us"): step.ep_us,
+        ("base_overhead", "us"): step.fact(base_overhead_us),
     }
-    return Block.of(columns, observations.n_steps)
+    return Block.of(columns, step.n_steps)
 
 
-def _tp_latency_us(place: Place) -> float:
-    if place.configuration.tensor_parallel_size == 1:
-        return 0.0
-    return place.model.num_hidden_layers * place.gpu.calibration.allreduce_latency_us
-
-
-def _ep_latency_us(place: Place) -> float:
-    if place.configuration.expert_parallel_size == 1:
-        return 0.0
-    return place.model.moe_layers * place.gpu.calibration.alltoall_latency_us
-
-
-def _base_overhead_us(place: Place) -> float:
-    return place.gpu.calibration.launch_overhead_us + place.gpu.calibration.scheduler_overhead_us
-
-
-def _moe(observations: Observations, where: tuple[Place, ...]) -> Block:
+def _moe(step: StepQuantities) -> Block:
     """Router and dispatch time of the MoE layers at datasheet rates; its coefficient is the learned imbalance."""
-    tokens = observations.numbers("prefill_tokens") + observations.numbers("decode_tokens")
-    overhead = tokens * per_step(observations, where, _moe_us_per_token)
-    return Block.of({("router_and_dispatch", "us"): overhead}, observations.n_steps)
+    return Block.of({("router_and_dispatch", "us"): step.tokens * step.fact(_moe_us_per_token)}, step.n_steps)
 
 
 def _moe_us_per_token(place: Place) -> float:
-    model = place.model
-    if not model.is_moe:
-        return 0.0
-    router = 2.0 * model.hidden_size * model.num_experts * model.moe_layers / flops_per_us(place)
-    routed_bytes = model.num_experts_per_tok * model.hidden_size * number_bytes(model, place.configuration.dtype)
-    moved = 2.0 * routed_bytes * model.moe_layers
+    router = router_flops_per_token(place) / flops_per_us(place)
     link = place.gpu.datasheet.link_gbps_per_direction * BYTES_PER_US_PER_GBPS
     rate = link if place.configuration.expert_parallel_size > 1 else bytes_per_us(place)
-    return router / place.gpu.calibration.mfu_decode + moved / rate
+    return router / place.gpu.calibration.mfu_decode + routed_bytes_per_token(place) / rate
 
 
-def _compute(observations: Observations, where: tuple[Place, ...]) -> Block:
-    work = step_work(observations, where)
-    peak = per_step(observations, where, flops_per_us)
-    prefill_rate = peak * per_step(observations, where, lambda place: place.gpu.calibration.mfu_prefill)
-    decode_rate = peak * per_step(observations, where, lambda place: place.gpu.calibration.mfu_decode)
-    bandwidth = per_step(
-        observations, where, lambda place: bytes_per_us(place) * place.gpu.calibration.bandwidth_efficiency
-    )
-    prefills, decodes = observations.numbers("num_prefill_reqs"), observations.numbers("num_decode_reqs")
-    batch = prefills + decodes
-    new, context = observations.prefill_new_tokens, observations.prefill_context_tokens
-    longest_prefill = type(new)(new.values + context.values, new.offsets).max()
-    longest = np.maximum(longest_prefill, observations.decode_context_tokens.max())
+def _compute(step: StepQuantities) -> Block:
     columns: Columns = {
         ("intercept", "us"): 1.0,
-        ("prefill_time", "us"): work.prefill_flops / prefill_rate,
-        ("decode_time", "us"): work.decode_flops / decode_rate,
-        ("kv_read_time", "us"): work.decode_kv_bytes / bandwidth,
-        ("log_batch", "log(1 + requests)"): np.log1p(batch),
-        ("log_longest_sequence", "log(1 + tokens)"): np.log1p(longest),
-        ("mixed_batch", "1"): prefills * decodes / batch**2,
+        ("prefill_time", "us"): step.prefill_us,
+        ("decode_time", "us"): step.decode_us,
+        ("kv_read_time", "us"): step.kv_read_us,
+        ("log_batch", "log(1 + requests)"): np.log1p(step.batch),
+        ("log_longest_sequence", "log(1 + tokens)"): np.log1p(step.longest_sequence),
+        ("mixed_batch", "1"): step.prefills * step.decodes / step.batch**2,
     }
-    return Block.of(columns, observations.n_steps)
+    return Block.of(columns, step.n_steps)
 
 
 def problem_of(features: FeatureMatrix) -> Problem:
@@ -182,6 +157,17 @@ def problem_of(features: FeatureMatrix) -> Problem:
     )
 
 
+def _towards(problem: Problem, features: FeatureMatrix, prior: Coefficients) -> Problem:
+    """Return the problem with the prior as what its ridges pull towards.
+
+    In the scales of these steps, and with the prior's bend: the strongest ridge then leaves the prior as it was.
+    """
+    names = ("fixed", "moe", "compute")
+    values = np.concatenate([learned_values(prior, name, features.blocks[name].names) for name in names])
+    scale = np.concatenate([problem.linear_scale, problem.compute_scale])
+    return replace(problem, prior=values * scale, softplus_scale_us=prior.constants["softplus_scale_us"])
+
+
 def _coefficients(
     name: str, features: FeatureMatrix, problem: Problem, penalty: Penalty, solution: Solution, config: FitConfig
 ) -> Coefficients:
@@ -189,14 +175,16 @@ def _coefficients(
     values = solution.theta / scale
     n_fixed, n_linear = len(features.blocks["fixed"].names), problem.n_linear
     if not features.blocks["moe"].values.any():
-        values[n_fixed:n_linear] = IMBALANCE_BOUNDS[0]  # without MoE data it is unidentified: the neutral value
-    parts = {
-        "fixed": (slice(0, n_fixed), (0.0, None)),
+        # without MoE data it is unidentified: the prior's, or the neutral value
+        neutral = IMBALANCE_BOUNDS[0] if problem.prior is None else problem.prior[n_fixed:n_linear]
+        values[n_fixed:n_linear] = neutral
+    parts: dict[str, tuple[slice, Bounds]] = {
+        "fixed": (slice(0, n_fixed), NON_NEGATIVE),
         "moe": (slice(n_fixed, n_linear), IMBALANCE_BOUNDS),
-        "compute": (slice(n_linear, None), (None, None)),
+        "compute": (slice(n_linear, None), FREE),
     }
     blocks = {
-        part: _block(features.blocks[part], values[place], scale[place], bounds)
+        part: learned_block(features.blocks[part], values[place], scale[place], bounds=bounds)
         for part, (place, bounds) in parts.items()
     }
     return Coefficients(
@@ -219,28 +207,3 @@ def _chosen(penalty: Penalty, solution: Solution) -> dict[str, float]:
         "start_loss": solution.start_loss,
         "n_iterations": float(solution.n_iterations),
     }
-
-
-def _block(block: Block, values: FloatArray, scale: FloatArray, bounds: Bounds) -> CoefficientBlock:
-    def at_bound(value: float) -> bool:
-        return any(bound is not None and np.isclose(value, bound, rtol=1e-9) for bound in bounds)
-
-    return CoefficientBlock(
-        names=block.names,
-        units=block.units,
-        values=tuple(float(value) for value in values),
-        lower=(bounds[0],) * len(values),
-        upper=(bounds[1],) * len(values),
-        at_bound=tuple(at_bound(float(value)) for value in values),
-        scales=tuple(float(entry) for entry in scale),
-    )
-
-
-def _contribution(coefficients: Coefficients, features: FeatureMatrix, name: str) -> FloatArray:
-    block, learned = features.blocks[name], coefficients.blocks.get(name)
-    if learned is None or learned.names != block.names:
-        raise CoefficientsError(
-            f"coefficients of {coefficients.estimator}: block {name!r} has {learned.names if learned else 'no'}"
-            f" features, expected {block.names}; they were fitted by another version, fit again"
-        )
-    return np.asarray(block.values @ np.array(learned.values))

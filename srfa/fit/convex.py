@@ -16,6 +16,8 @@ from srfa.ragged import FloatArray, IntArray
 def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int) -> FloatArray:
     """Return start parameters in scaled units: linear ones at or above their bounds, compute ones non-negative.
 
+    A problem with a prior starts there, within the bounds: where the fit ends that the data do not move.
+
     Parameters
     ----------
     max_rows
@@ -26,6 +28,9 @@ def convex_start(problem: Problem, penalty: Penalty, *, max_rows: int, seed: int
     FloatArray
         Shape ``(n_linear + n_compute,)``. If no solver finds an optimum, the bounds themselves: a feasible start.
     """
+    if problem.prior is not None:
+        free = np.full(problem.compute.shape[1], np.inf)
+        return np.clip(problem.prior, np.append(problem.linear_lower, -free), np.append(problem.linear_upper, free))
     rows = stratified_rows(problem.step_time_us, max_rows, seed)
     relative = np.hstack([problem.linear, problem.compute])[rows] / problem.step_time_us[rows, None]
     lower: FloatArray = np.concatenate([problem.linear_lower, np.zeros(problem.compute.shape[1])])

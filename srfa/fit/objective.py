@@ -1,9 +1,10 @@
 """Loss and gradient of the SRFA fit: relative Huber loss with two ridges, one pure function.
 
-``J(theta) = mean_i huber_delta(p_i(theta) / y_i - 1) + lambda_gamma |gamma|^2 + lambda_beta |beta|^2``
+``J(theta) = mean_i huber_delta(p_i(theta) / y_i - 1) + lambda_gamma |gamma - gamma0|^2 + lambda_beta |beta - beta0|^2``
 
-with ``p = A gamma + s softplus(C beta / s)`` and both coefficient vectors in scaled units. The residual is relative
-because the gate speaks MAPE. Cost: two matrix-vector products and two transposed ones, ``O(n_steps n_features)``.
+with ``p = A gamma + s softplus(C beta / s)`` and all coefficient vectors in scaled units; ``gamma0`` and ``beta0`` are
+those of a prior fit, or 0. The residual is relative because the gate speaks MAPE. Cost: two matrix-vector products and
+two transposed ones, ``O(n_steps n_features)``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Problem:
         Bounds of the linear coefficients in scaled units.
     softplus_scale_us
         Width of the softplus's bend.
+    prior
+        Scaled parameters that the ridges pull towards, shape ``(n_linear + n_compute,)``; None pulls towards 0.
     """
 
     linear: FloatArray
@@ -42,6 +45,12 @@ class Problem:
     linear_lower: FloatArray
     linear_upper: FloatArray
     softplus_scale_us: float
+    prior: FloatArray | None = None
+
+    @property
+    def target(self) -> FloatArray:
+        """What the ridges pull towards, shape ``(n_linear + n_compute,)``."""
+        return np.zeros(self.n_linear + self.compute.shape[1]) if self.prior is None else self.prior
 
     @property
     def n_linear(self) -> int:
@@ -87,16 +96,18 @@ def loss_and_gradient(theta: FloatArray, problem: Problem, penalty: Penalty) -> 
     """Return ``J`` and its gradient with respect to the scaled parameters.
 
     With ``psi = clip(r, -delta, delta) / (n y)``: ``dJ/dgamma = A' psi + 2 lambda_gamma gamma`` and
-    ``dJ/dbeta = C' (psi * expit(C beta / s)) + 2 lambda_beta beta``.
+    ``dJ/dbeta = C' (psi * expit(C beta / s)) + 2 lambda_beta beta``; with a prior, its entries are taken off first.
     """
     gamma, beta = theta[: problem.n_linear], theta[problem.n_linear :]
     inner = problem.compute @ beta
     predicted = problem.linear @ gamma + softplus_us(inner, problem.softplus_scale_us)
     residual = predicted / problem.step_time_us - 1.0
-    ridge = penalty.lambda_gamma * gamma @ gamma + penalty.lambda_beta * beta @ beta
+    off = theta - problem.target
+    off_gamma, off_beta = off[: problem.n_linear], off[problem.n_linear :]
+    ridge = penalty.lambda_gamma * off_gamma @ off_gamma + penalty.lambda_beta * off_beta @ off_beta
     loss = float(np.mean(huber(residual, penalty.huber_delta)) + ridge)
     psi = np.clip(residual, -penalty.huber_delta, penalty.huber_delta) / (residual.size * problem.step_time_us)
-    by_gamma = problem.linear.T @ psi + 2.0 * penalty.lambda_gamma * gamma
+    by_gamma = problem.linear.T @ psi + 2.0 * penalty.lambda_gamma * off_gamma
     slope = psi * softplus_slope(inner, problem.softplus_scale_us)
-    by_beta = problem.compute.T @ slope + 2.0 * penalty.lambda_beta * beta
+    by_beta = problem.compute.T @ slope + 2.0 * penalty.lambda_beta * off_beta
     return loss, np.concatenate([by_gamma, by_beta])

@@ -8,6 +8,7 @@ import numpy as np
 from srfa.coefficients import CoefficientBlock
 from srfa.errors import FitError
 from srfa.features import Block
+from srfa.fit.learned import NON_NEGATIVE, learned_block
 from srfa.ragged import FloatArray
 
 _DELTA_IN_IQR = 1.5
@@ -33,15 +34,7 @@ def fit_positive(block: Block, target_us: FloatArray, *, what: str) -> Coefficie
     unit = max(float(np.mean(np.abs(target))), 1.0)
     solution = _solve(columns / scale, target / unit, max(_DELTA_IN_IQR * spread, 1.0) / unit)
     solution[~columns.any(axis=0)] = 0.0  # a feature that never occurred is not identified: it costs nothing
-    return CoefficientBlock(
-        names=block.names,
-        units=block.units,
-        values=tuple(float(value) for value in solution * unit / scale),
-        lower=(0.0,) * len(block.names),
-        upper=(None,) * len(block.names),
-        at_bound=tuple(bool(value <= _RIDGE * _RIDGE) for value in solution),
-        scales=tuple(float(entry) for entry in scale),
-    )
+    return learned_block(block, solution * unit / scale, scale, bounds=NON_NEGATIVE)
 
 
 def _solve(columns: FloatArray, target: FloatArray, delta: float) -> FloatArray:

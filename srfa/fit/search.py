@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -16,27 +16,73 @@ from srfa.fit.softplus import refine
 from srfa.ragged import FloatArray, IntArray
 
 _SEARCH_ROWS = 2000
+_FIRST_DELTA = 0.1
+"""Threshold of the fit whose residuals set the adaptive ones, where no fixed threshold is given."""
+_SMALLEST_DELTA = 0.001
+"""Below a tenth of a percent no measurement repeats: an adaptive threshold goes no lower."""
+
+Scores = Callable[[IntArray, IntArray], FloatArray]
+"""From row numbers to learn from and row numbers held out to the MAPE of every setting there."""
 
 
-def settings(config: FitConfig) -> tuple[Penalty, ...]:
-    """Every combination of the configuration's ridges and thresholds."""
-    grid = product(config.lambda_gamma, config.lambda_beta, config.huber_delta)
+def settings(config: FitConfig, *, residual_iqr: float = 0.0) -> tuple[Penalty, ...]:
+    """Every combination of the configuration's ridges and thresholds.
+
+    Parameters
+    ----------
+    residual_iqr
+        Interquartile range of the relative residuals of a first fit: the unit of ``huber_delta_iqr``.
+    """
+    adaptive = tuple(max(times * residual_iqr, _SMALLEST_DELTA) for times in config.huber_delta_iqr)
+    grid = product(config.lambda_gamma, config.lambda_beta, config.huber_delta + adaptive)
     return tuple(Penalty(gamma, beta, delta) for gamma, beta, delta in grid)
 
 
+def first_setting(config: FitConfig) -> Penalty:
+    """Return the middle of the ridges and fixed thresholds: what a first fit uses to see the noise of the data."""
+    deltas = config.huber_delta or (_FIRST_DELTA,)
+    return Penalty(_middle(config.lambda_gamma), _middle(config.lambda_beta), _middle(deltas))
+
+
+def interquartile_range(residual: FloatArray) -> float:
+    """Return the distance of the third quartile from the first.
+
+    >>> interquartile_range(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))
+    2.0
+    """
+    low, high = np.quantile(residual, [0.25, 0.75])
+    return float(high - low)
+
+
 def choose_penalty(problem: Problem, job_index: IntArray, config: FitConfig) -> Penalty:
-    """Return the setting with the lowest MAPE on held-out jobs.
+    """Return the setting with the lowest MAPE on held-out jobs; see :func:`choose_setting`."""
+    grid = settings(config, residual_iqr=_residual_iqr(problem, config) if config.huber_delta_iqr else 0.0)
+
+    def scores(train: IntArray, test: IntArray) -> FloatArray:
+        return _scores(problem, train, test, grid, config)
+
+    return choose_setting(grid, problem.step_time_us, job_index, config=config, scores=scores)
+
+
+def choose_setting(
+    grid: tuple[Penalty, ...], step_time_us: FloatArray, job_index: IntArray, *, config: FitConfig, scores: Scores
+) -> Penalty:
+    """Return the setting of ``grid`` with the lowest MAPE on held-out jobs.
 
     With one setting, or too few jobs to hold any out, the middle of the grid is taken unsearched.
     """
-    grid = settings(config)
     folds = min(config.folds, len(np.unique(job_index)))
     if len(grid) == 1 or folds < 2:
         return grid[len(grid) // 2]
-    rows = stratified_rows(problem.step_time_us, _SEARCH_ROWS, config.seed)
-    small, groups = rows_of(problem, rows), job_index[rows]
-    scores = sum(_scores(small, train, test, grid, config) for train, test in _split(groups, folds))
-    return grid[int(np.argmin(scores))]
+    rows = stratified_rows(step_time_us, _SEARCH_ROWS, config.seed)
+    total = sum(scores(rows[train], rows[test]) for train, test in grouped_folds(job_index[rows], folds))
+    return grid[int(np.argmin(total))]
+
+
+def grouped_folds(groups: IntArray, folds: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield row numbers to learn from and to hold out; no group is on both sides."""
+    count = min(folds, len(np.unique(groups)))
+    yield from GroupKFold(n_splits=count).split(groups, groups=groups)
 
 
 def rows_of(problem: Problem, rows: IntArray) -> Problem:
@@ -49,9 +95,14 @@ def rows_of(problem: Problem, rows: IntArray) -> Problem:
     )
 
 
-def _split(groups: IntArray, folds: int) -> Iterator[tuple[IntArray, IntArray]]:
-    count = min(folds, len(np.unique(groups)))
-    yield from GroupKFold(n_splits=count).split(groups, groups=groups)
+def _middle(entries: tuple[float, ...]) -> float:
+    return entries[len(entries) // 2]
+
+
+def _residual_iqr(problem: Problem, config: FitConfig) -> float:
+    start = convex_start(problem, first_setting(config), max_rows=config.convex_max_rows, seed=config.seed)
+    linear = problem.linear @ start[: problem.n_linear] + problem.compute @ start[problem.n_linear :]
+    return interquartile_range(linear / problem.step_time_us - 1.0)
 
 
 def _scores(

@@ -88,13 +88,18 @@ def matmul_cases(device: Device) -> list[Case]:
     On a CPU vLLM multiplies with oneDNN, which PyTorch's own ``mm`` does not always call: it is asked for by name.
     Where it has no kernel for a type (bfloat16 before AVX-512), ``mm`` is what remains.
     """
-    make = _onednn_kernels if device.kind == "cpu" else _mm_kernels
     cases = []
     for m, n, k in _GEMM_SHAPES[device.kind]:
         x, weight = (torch.randn(rows, k, device=device.kind).to(device.dtype) for rows in (m, n))
-        kernels = make(x, weight) or _mm_kernels(x, weight)
+        kernels = product_kernels(device, x, weight)
         cases += [Case(f"{name} {m}x{n}x{k}", kernel, 2.0 * m * n * k) for name, kernel in kernels.items()]
     return cases
+
+
+def product_kernels(device: Device, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Kernel]:
+    """Return the ways the engine's libraries have to multiply ``x`` (m, k) by the transpose of ``weight`` (n, k)."""
+    onednn = _onednn_kernels(x, weight) if device.kind == "cpu" else {}
+    return onednn or _mm_kernels(x, weight)
 
 
 def read_cases(device: Device) -> list[Case]:
@@ -127,6 +132,40 @@ def measure(device: Device, seconds: float) -> dict[str, Any]:
     }
 
 
+def samples_ns(device: Device, kernel: Kernel, seconds: float) -> list[float]:
+    """Return the time of one call in ns, once a reading of the clock, for ``seconds``; at least two after a warm-up."""
+    end = time.monotonic() + seconds
+    kernel()
+    once_ns = max(device.elapsed_ns(kernel, 1), 1.0)
+    calls = max(1, int(_SAMPLE_NS / once_ns))
+    samples = [device.elapsed_ns(kernel, calls) / calls for _ in range(2)]
+    while time.monotonic() < end:
+        samples.append(device.elapsed_ns(kernel, calls) / calls)
+    return samples
+
+
+def device_named(kind: str, dtype: str) -> Device:
+    """Return the device, with this process on the engine's cores and as many threads as it has."""
+    if kind == "cuda":
+        return Device(kind, getattr(torch, dtype), 1)
+    cores = bound_cores(os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""), sorted(os.sched_getaffinity(0)))
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(cores))))
+    return Device(kind, getattr(torch, dtype), torch.get_num_threads())
+
+
+def device_name(device: Device) -> str:
+    """Return what the vendor calls the device: CUDA's name of the GPU, or the CPU's model."""
+    return str(torch.cuda.get_device_name(0)) if device.kind == "cuda" else _cpu_fact("model name") or "unknown"
+
+
+def write_document(document: dict[str, Any], path: Path) -> None:
+    """Write JSON under a temporary name and rename it into place."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
 def bound_cores(environment: str, allowed: Sequence[int]) -> list[int]:
     """Return the cores of the first rank in ``VLLM_CPU_OMP_THREADS_BIND``, or all allowed ones where it names none.
 
@@ -146,11 +185,7 @@ def bound_cores(environment: str, allowed: Sequence[int]) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write the figures; return the exit status."""
     options = _parser().parse_args(arguments)
-    device = _device(options.device, options.dtype)
-    document = measure(device, options.seconds)
-    partial = options.out.with_name(f".{options.out.name}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(options.out)
+    write_document(measure(device_named(options.device, options.dtype), options.seconds), options.out)
     return 0
 
 
@@ -163,25 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(kind: str, dtype: str) -> Device:
-    """Return the device, with this process on the engine's cores and as many threads as it has."""
-    if kind == "cuda":
-        return Device(kind, getattr(torch, dtype), 1)
-    cores = bound_cores(os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""), sorted(os.sched_getaffinity(0)))
-    os.sched_setaffinity(0, cores)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(cores))))
-    return Device(kind, getattr(torch, dtype), torch.get_num_threads())
-
-
 def _best_of(device: Device, case: Case, seconds: float) -> float:
-    case.kernel()
-    once_ns = max(device.elapsed_ns(case.kernel, 1), 1.0)
-    calls = max(1, int(_SAMPLE_NS / once_ns))
-    end = time.monotonic() + seconds
-    samples = [device.elapsed_ns(case.kernel, calls) for _ in range(2)]
-    while time.monotonic() < end:
-        samples.append(device.elapsed_ns(case.kernel, calls))
-    return case.amount * calls / min(samples)
+    return case.amount / min(samples_ns(device, case.kernel, seconds))
 
 
 def _cuda_elapsed_ns(kernel: Kernel, calls: int) -> float:

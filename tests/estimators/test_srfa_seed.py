@@ -128,3 +128,97 @@ def test_coefficients_of_another_feature_set_are_refused():
     fewer = {name: block for name, block in learned.blocks.items() if name != "compute"}
     with pytest.raises(CoefficientsError, match="block 'compute' has no features"):
         SEED.predict(learned.model_copy(update={"blocks": fewer}), features)
+
+
+def test_the_threshold_can_follow_the_noise_of_the_data():
+    features = features_of(random_steps(300))
+    rng, planted = np.random.default_rng(0), planted_labels(features)
+    config = QUICK.model_copy(update={"huber_delta": (), "huber_delta_iqr": (1.5,)})
+    calm, noisy = (
+        SEED.fit(relabelled(features, planted * rng.normal(1, noise, 300)), config).chosen["huber_delta"]
+        for noise in (0.02, 0.15)
+    )
+    assert calm < 0.5 * noisy
+    assert 0.2 < noisy < 0.5
+
+
+def with_ridge(ridge):
+    return QUICK.model_copy(update={"lambda_gamma": (ridge,), "lambda_beta": (ridge,)})
+
+
+def flat(coefficients):
+    return np.concatenate([block.values for block in coefficients.blocks.values()])
+
+
+def on_other_hardware(features):
+    """The planted law, a third slower."""
+    return relabelled(features, 1.3 * planted_labels(features))
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A fit to the planted law, on steps of their own."""
+    features = features_of(random_steps(400, seed=7))
+    return SEED.fit(relabelled(features, planted_labels(features)), QUICK)
+
+
+def test_with_a_very_strong_ridge_the_fit_is_its_prior(source):
+    target = on_other_hardware(features_of(random_steps(60, seed=1)))
+    refitted = SEED.fit(target, with_ridge(1e6), prior=source)
+    assert flat(refitted) == pytest.approx(flat(source), rel=1e-3, abs=1e-2)
+    assert SEED.predict(refitted, target) == pytest.approx(SEED.predict(source, target), rel=1e-3)
+    assert refitted.converged
+
+
+def test_next_to_no_ridge_makes_the_prior_tell_nothing():
+    target = on_other_hardware(features_of(random_steps(200, seed=1)))
+    plain = SEED.fit(target, with_ridge(1e-7))
+    blocks = {
+        name: block.model_copy(update={"values": tuple(1.5 * value for value in block.values)})
+        for name, block in plain.blocks.items()
+    }
+    refitted = SEED.fit(target, with_ridge(1e-7), prior=plain.model_copy(update={"blocks": blocks}))
+    assert SEED.predict(refitted, target) == pytest.approx(SEED.predict(plain, target), rel=1e-3)
+
+
+def test_no_prior_is_the_plain_fit():
+    target = features_of(random_steps(60, seed=1))
+    assert SEED.fit(target, QUICK, prior=None) == SEED.fit(target, QUICK)
+
+
+def test_a_few_steps_with_a_prior_predict_better_than_the_prior_and_than_the_steps_alone(source):
+    few = on_other_hardware(features_of(random_steps(25, seed=2)))
+    unseen = on_other_hardware(features_of(random_steps(300, seed=3)))
+    weak = with_ridge(1e-3)
+
+    def error(coefficients):
+        return np.mean(np.abs(SEED.predict(coefficients, unseen) / unseen.step_time_us - 1))
+
+    refitted = error(SEED.fit(few, weak, prior=source))
+    assert refitted < 0.6 * error(source)
+    assert refitted < 0.9 * error(SEED.fit(few, weak))
+
+
+def test_what_the_steps_do_not_tell_stays_as_in_the_prior(source):
+    dense = on_other_hardware(
+        features_of(random_steps(40, model="meta-llama/Llama-3.1-8B", tensor_parallel_size=1, seed=4))
+    )
+    refitted = SEED.fit(dense, with_ridge(1e-3), prior=source)
+    assert refitted.blocks["moe"].values == pytest.approx(source.blocks["moe"].values)
+    assert refitted.blocks["fixed"]["tp_communication"] == pytest.approx(
+        source.blocks["fixed"]["tp_communication"], rel=1e-2, abs=1e-3
+    )
+
+
+def test_a_prior_carries_ten_steps_and_not_nine(source):
+    assert SEED.fit(on_other_hardware(features_of(random_steps(10))), QUICK, prior=source).converged
+    with pytest.raises(FitError, match="at least 10 are needed"):
+        SEED.fit(features_of(random_steps(9)), QUICK, prior=source)
+    with pytest.raises(FitError, match="at least 20 are needed"):
+        SEED.fit(features_of(random_steps(19)), QUICK)
+
+
+def test_a_prior_of_another_feature_set_is_refused(source):
+    fewer = {name: block for name, block in source.blocks.items() if name != "compute"}
+    with pytest.raises(CoefficientsError, match="block 'compute' has no features"):
+        SEED.fit(features_of(random_steps(40)), QUICK, prior=source.model_copy(update={"blocks": fewer}))

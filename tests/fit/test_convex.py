@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import nnls
@@ -30,6 +32,14 @@ def test_planted_coefficients_are_recovered_under_outliers():
     start = convex_start(case, Penalty(0.0, 0.0, 0.05), max_rows=1_000, seed=0)
     scale = np.concatenate([case.linear_scale, case.compute_scale])
     assert start / scale == pytest.approx([2.0, 5.0, 1.0, 3.0], rel=0.02)
+
+
+def test_a_fit_with_a_prior_starts_there_within_the_bounds():
+    case = linear_problem(1, np.array([2.0, 5.0, 1.0, 3.0]))
+    start = convex_start(
+        replace(case, prior=np.array([0.5, -0.5, 0.2, -0.1])), Penalty(1.0, 1.0, 0.1), max_rows=1_000, seed=0
+    )
+    assert start.tolist() == [0.5, 0.0, 0.2, -0.1]
 
 
 def test_bounds_hold():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,27 @@ def test_the_gradient_equals_finite_differences(seed, delta):
     _, gradient = loss_and_gradient(theta, case, setting)
     numeric = approx_fprime(theta, lambda at: loss_and_gradient(at, case, setting)[0], 1e-7)
     assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_gradient_with_a_prior_equals_finite_differences(seed):
+    rng = np.random.default_rng(seed)
+    case, theta = replace(problem(seed), prior=rng.uniform(-1, 2, 7)), rng.uniform(0, 1, 7)
+    setting = Penalty(0.3, 0.1, 0.1)
+    _, gradient = loss_and_gradient(theta, case, setting)
+    numeric = approx_fprime(theta, lambda at: loss_and_gradient(at, case, setting)[0], 1e-7)
+    assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-6)
+
+
+def test_the_ridge_costs_nothing_at_the_prior_and_a_prior_of_zeros_is_none():
+    case, theta = problem(1), np.linspace(0.1, 0.7, 7)
+    strong, none = Penalty(5.0, 7.0, 0.1), Penalty(0.0, 0.0, 0.1)
+    at_prior = loss_and_gradient(theta, replace(case, prior=theta), strong)
+    without = loss_and_gradient(theta, case, none)
+    assert at_prior[0] == without[0]
+    assert at_prior[1] == pytest.approx(without[1])
+    zeros = loss_and_gradient(theta, replace(case, prior=np.zeros(7)), strong)
+    assert zeros[0] == loss_and_gradient(theta, case, strong)[0]
 
 
 def test_huber_with_large_delta_is_half_the_square():
