@@ -27,6 +27,8 @@ class FitConfig(Spec):
     huber_delta_iqr
         Further such thresholds, in interquartile ranges of the relative residuals that a first robust fit leaves: they
         adapt to the noise of the data. The design's reviewers ask for 1.5; with ``huber_delta`` empty only these count.
+    prior_weight
+        Weight of the prior of ``srfa``; the loss is the mean Huber loss of relative errors.
     winsorise_quantile
         Labels above this quantile of their job are cut down to it before a fit; 1 switches it off.
     warmup_steps
@@ -41,6 +43,7 @@ class FitConfig(Spec):
     lambda_beta: tuple[float, ...] = (0.0001, 0.001, 0.01)
     huber_delta: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.3)
     huber_delta_iqr: tuple[PositiveFloat, ...] = ()
+    prior_weight: tuple[PositiveFloat, ...] = (0.0002,)
     winsorise_quantile: float = Field(default=0.99, gt=0, le=1)
     warmup_steps: int = Field(default=0, ge=0)
     kv_thresholds: tuple[float, float] = (0.7, 0.9)

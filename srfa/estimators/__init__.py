@@ -13,11 +13,13 @@ from srfa.estimators.lacm import LacmEstimator
 from srfa.estimators.nrrl import NrrlEstimator
 from srfa.estimators.protocol import Estimator
 from srfa.estimators.roofline import RooflineEstimator
+from srfa.estimators.srfa import SrfaEstimator
 from srfa.estimators.srfa_seed import SrfaSeedEstimator
 
 __all__ = ["ESTIMATORS", "Estimator", "estimator_named"]
 
 ESTIMATORS: dict[str, Estimator] = {
+    "srfa": SrfaEstimator(),
     "srfa-seed": SrfaSeedEstimator(),
     "jams": JamsEstimator(),
     "hamm": HammEstimator(),

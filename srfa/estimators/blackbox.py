@@ -17,10 +17,10 @@ from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.errors import FitError, UnknownConfigurationError
 from srfa.estimators.floor import FLOOR, floored
 from srfa.estimators.protocol import refuse_prior
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import NON_NEGATIVE, learned_block
 from srfa.fit.linear import LinearProblem, fit_linear
+from srfa.fit.preparation import prepared
 from srfa.fit.search import first_setting
 from srfa.fit.softplus import Solution
 from srfa.observations import Configuration, Observations
@@ -62,7 +62,7 @@ class BlackboxEstimator:
             Fewer than 20 steps are left, or no configuration has 10.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         names, index = configurations_of(kept)
         enough = np.bincount(index, minlength=len(names)) >= _LEAST_STEPS
         if not enough.any():

@@ -20,9 +20,9 @@ from srfa.coefficients import Coefficients, FitConfig
 from srfa.errors import CoefficientsError
 from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import learned_block
+from srfa.fit.preparation import prepared
 from srfa.observations import Observations
 from srfa.ragged import FloatArray, IntArray
 from srfa.roofline import matrix_tflops
@@ -55,7 +55,7 @@ class ForestEstimator:
             Fewer than 20 steps are left.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         block = kept.blocks["step"]
         forest = RandomForestRegressor(
             n_estimators=TREES,

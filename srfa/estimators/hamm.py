@@ -18,11 +18,11 @@ from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.convex import stratified_rows
 from srfa.fit.learned import NON_NEGATIVE, contribution, learned_block
 from srfa.fit.objective import column_scale
+from srfa.fit.preparation import prepared
 from srfa.fit.ridge import exp_us, fit_log_ridge
 from srfa.fit.search import first_setting
 from srfa.observations import Observations
@@ -68,7 +68,7 @@ class HammEstimator:
             Fewer than 20 steps are left.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         labels, fixed = kept.step_time_us, kept.blocks["fixed"]
         found = _overheads(kept, config)
         rest = np.maximum(labels - fixed.values @ found.gamma, (1.0 - _LARGEST_OVERHEAD) * labels)

@@ -23,11 +23,11 @@ from srfa.estimators.quantities import (
     ep_latency_us,
     router_flops_per_token,
 )
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import FREE, NON_NEGATIVE, contribution, learned_block
 from srfa.fit.linear import LinearProblem, fit_linear
 from srfa.fit.objective import Penalty
+from srfa.fit.preparation import prepared
 from srfa.fit.search import choose_setting, first_setting, interquartile_range, settings
 from srfa.fit.softplus import Solution
 from srfa.observations import Observations
@@ -57,7 +57,7 @@ class JamsEstimator:
             Fewer than 20 steps are left.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         problem, n_fixed = _problem(kept), len(kept.blocks["fixed"].names)
         start = _roofline_start(kept, problem)
         setting = _chosen_setting(kept, problem, start, config)

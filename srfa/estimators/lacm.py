@@ -14,9 +14,9 @@ from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities, router_flops_per_token
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import contribution
+from srfa.fit.preparation import prepared
 from srfa.fit.ridge import exp_us, fit_log_ridge
 from srfa.observations import Observations
 from srfa.ragged import FloatArray, IntArray
@@ -42,7 +42,7 @@ class LacmEstimator:
             Fewer than 20 steps are left.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         found = fit_log_ridge(kept.blocks["log_step"], kept.step_time_us, groups=model_and_gpu(kept), config=config)
         return Coefficients(
             estimator=self.name,

@@ -13,9 +13,9 @@ from srfa.coefficients import Coefficients, FitConfig
 from srfa.estimators.floor import FLOOR, floored, floored_share
 from srfa.estimators.protocol import refuse_prior
 from srfa.estimators.quantities import StepQuantities
-from srfa.estimators.srfa_seed import prepare
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.learned import contribution
+from srfa.fit.preparation import prepared
 from srfa.fit.ridge import fit_relative_ridge
 from srfa.observations import Observations
 from srfa.ragged import FloatArray
@@ -40,7 +40,7 @@ class NrrlEstimator:
             Fewer than 20 steps are left.
         """
         refuse_prior(self.name, prior)
-        kept = prepare(features, config)
+        kept = prepared(features, config)
         labels = kept.step_time_us
         found = fit_relative_ridge(kept.blocks["step"], labels, groups=kept.job_index, config=config)
         fitted = Coefficients(

@@ -12,7 +12,6 @@ import numpy as np
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, FitConfig
-from srfa.errors import FitError
 from srfa.estimators.quantities import (
     StepQuantities,
     base_overhead_us,
@@ -23,6 +22,7 @@ from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.convex import convex_start
 from srfa.fit.learned import FREE, NON_NEGATIVE, Bounds, contribution, learned_block, learned_values
 from srfa.fit.objective import Penalty, Problem, column_scale
+from srfa.fit.preparation import prepared
 from srfa.fit.search import choose_penalty
 from srfa.fit.softplus import Solution, refine
 from srfa.model import step_time_us
@@ -31,9 +31,6 @@ from srfa.ragged import FloatArray
 from srfa.roofline import Place, bytes_per_us, flops_per_us
 from srfa.units import BYTES_PER_US_PER_GBPS
 
-_MIN_STEPS = 20
-_MIN_STEPS_WITH_PRIOR = 10
-"""Fewer, as a prior holds what the steps do not tell; refits to 10 steps have been seen to harm nothing."""
 IMBALANCE_BOUNDS: tuple[float, float] = (1.0, 4.0)
 """Busiest expert over mean: 1 is balanced; the research document expects 1.2 to 2, more than 4 is another effect."""
 _SHORTEST_US = 1.0
@@ -63,7 +60,7 @@ class SrfaSeedEstimator:
         CoefficientsError
             The prior's features are not those of this version.
         """
-        features = prepare(features, config, min_steps=_MIN_STEPS_WITH_PRIOR if prior else _MIN_STEPS)
+        features = prepared(features, config, prior=prior)
         problem = problem_of(features)
         if prior:
             problem = _towards(problem, features, prior)
@@ -78,27 +75,6 @@ class SrfaSeedEstimator:
         compute = contribution(coefficients, features, "compute")
         predicted = step_time_us(np.asarray(linear), compute, coefficients.constants["softplus_scale_us"])
         return np.maximum(predicted, _SHORTEST_US)
-
-
-def prepare(features: FeatureMatrix, config: FitConfig, *, min_steps: int = _MIN_STEPS) -> FeatureMatrix:
-    """Drop warm-up steps and cut each job's labels down to their quantile (winsorising)."""
-    kept = features.take(np.flatnonzero(features.step_index >= config.warmup_steps))
-    if kept.n_steps < min_steps:
-        raise FitError(
-            f"{kept.n_steps} steps are left to fit ({features.n_steps} before dropping {config.warmup_steps} warm-up"
-            f" steps a job); at least {min_steps} are needed"
-        )
-    return replace(kept, step_time_us=_winsorised(kept, config.winsorise_quantile))
-
-
-def _winsorised(features: FeatureMatrix, quantile: float) -> FloatArray:
-    labels = features.step_time_us.copy()
-    if quantile >= 1.0:
-        return labels
-    for job in np.unique(features.job_index):
-        rows = features.job_index == job
-        labels[rows] = np.minimum(labels[rows], np.quantile(labels[rows], quantile))
-    return labels
 
 
 def _fixed(step: StepQuantities) -> Block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from sklearn.model_selection import GroupKFold
@@ -21,6 +22,7 @@ _FIRST_DELTA = 0.1
 _SMALLEST_DELTA = 0.001
 """Below a tenth of a percent no measurement repeats: an adaptive threshold goes no lower."""
 
+Setting = TypeVar("Setting")
 Scores = Callable[[IntArray, IntArray], FloatArray]
 """From row numbers to learn from and row numbers held out to the MAPE of every setting there."""
 
@@ -65,8 +67,8 @@ def choose_penalty(problem: Problem, job_index: IntArray, config: FitConfig) -> 
 
 
 def choose_setting(
-    grid: tuple[Penalty, ...], step_time_us: FloatArray, job_index: IntArray, *, config: FitConfig, scores: Scores
-) -> Penalty:
+    grid: tuple[Setting, ...], step_time_us: FloatArray, job_index: IntArray, *, config: FitConfig, scores: Scores
+) -> Setting:
     """Return the setting of ``grid`` with the lowest MAPE on held-out jobs.
 
     With one setting, or too few jobs to hold any out, the middle of the grid is taken unsearched.

@@ -1,0 +1,189 @@
+"""The fit of the smooth rooflines: positive factors as logarithms, a ridge to a prior, groups that deviate.
+
+Parameters are logarithms, in this order: memory and compute factor of each kind of operator, coefficient of each linear
+term, then the deviations: of each GPU's memory and compute factors, and of each software's host terms. The objective is
+
+``mean Huber(predicted / measured - 1) + (w / 2) sum ((log theta - log prior) / sd)^2``
+
+started at the convex fit of the tangent plane at the prior (cvxpy), then minimised by L-BFGS-B with its exact gradient.
+A factor below its bound is held there: no fit predicts a step faster than the memory and the tensor cores are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from scipy.optimize import Bounds, minimize
+
+from srfa.coefficients import FitConfig
+from srfa.fit.convex import convex_start, stratified_rows
+from srfa.fit.objective import Penalty, Problem, column_scale
+from srfa.fit.softplus import Solution
+from srfa.ragged import FloatArray, IntArray
+from srfa.smooth_roofline import Factors, Work, loss_and_slopes, tangents
+
+LEAST_MEMORY: Final = 0.87
+"""Bound of a memory factor: ``R(0.87 m, 0) = m``, the peak bandwidth."""
+LEAST_COMPUTE: Final = 1.0
+"""Bound of a compute factor: the dense peak."""
+_FIRST_ROWS: Final = 60_000
+"""A fit of more steps is first solved on this many, stratified by label; few passes over all of them remain then."""
+_LARGEST_LOG: Final = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known before any step: a log-normal for each parameter.
+
+    Parameters
+    ----------
+    log_mean, log_sd
+        Shape ``(n_parameters,)``, in the order of the module's docstring.
+    """
+
+    log_mean: FloatArray
+    log_sd: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parameters lie in the vector.
+
+    Parameters
+    ----------
+    is_host
+        Which linear terms belong to the host, shape ``(n_linear,)``.
+    n_gpus, n_softwares
+        Groups that deviate; one more of each, without deviation, stands for those that were never seen.
+    """
+
+    n_kinds: int
+    is_host: FloatArray
+    n_gpus: int
+    n_softwares: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Lengths of the parts of the vector."""
+        return (self.n_kinds, self.n_kinds, len(self.is_host), self.n_gpus, self.n_gpus, self.n_softwares)
+
+    def parts(self, vector: FloatArray) -> list[FloatArray]:
+        """Cut a vector into memory, compute, linear, GPU memory, GPU compute, software."""
+        return np.split(vector, np.cumsum(self.sizes)[:-1])
+
+    def factors(self, log_theta: FloatArray) -> Factors:
+        """Return the factors of every group; the last GPU and the last software deviate from nothing."""
+        memory, compute, linear, gpu_memory, gpu_compute, software = self.parts(log_theta)
+        return Factors(
+            memory=np.maximum(np.exp(memory + _with_unseen(gpu_memory)), LEAST_MEMORY),
+            compute=np.maximum(np.exp(compute + _with_unseen(gpu_compute)), LEAST_COMPUTE),
+            linear=np.exp(linear + _with_unseen(software) * self.is_host),
+        )
+
+    def gradient(self, factors: Factors, slopes: Factors) -> FloatArray:
+        """Return the derivative by the logarithms from that by the factors; a factor on its bound does not move."""
+        memory = slopes.memory * factors.memory * (factors.memory > LEAST_MEMORY)
+        compute = slopes.compute * factors.compute * (factors.compute > LEAST_COMPUTE)
+        linear = slopes.linear * factors.linear
+        shared = [memory.sum(axis=0), compute.sum(axis=0), linear.sum(axis=0)]
+        own = [memory[:-1].sum(axis=1), compute[:-1].sum(axis=1), linear[:-1] @ self.is_host]
+        return np.concatenate([*shared, *own])
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A fit: steps, labels, and what is known before."""
+
+    work: Work
+    step_time_us: FloatArray
+    layout: Layout
+    prior: Prior
+
+    def take(self, rows: IntArray) -> Task:
+        """Return the task on the given steps alone."""
+        return replace(self, work=self.work.take(rows), step_time_us=self.step_time_us[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of the search: weight of the prior, and where Huber's loss turns linear (relative error)."""
+
+    prior_weight: float
+    huber_delta: float
+
+
+def objective(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[float, FloatArray]:
+    """Return the objective and its gradient with respect to the logarithms."""
+    factors = task.layout.factors(log_theta)
+    loss, slopes = loss_and_slopes(task.work, factors, task.step_time_us, setting.huber_delta)
+    distance = (log_theta - task.prior.log_mean) / task.prior.log_sd
+    penalty = 0.5 * setting.prior_weight * float(distance @ distance)
+    gradient = task.layout.gradient(factors, slopes) + setting.prior_weight * distance / task.prior.log_sd
+    return loss + penalty, gradient
+
+
+def tangent_start(task: Task, setting: Setting, config: FitConfig) -> FloatArray:
+    """Return the start: the non-negative Huber fit of the tangent plane at the prior, found by cvxpy.
+
+    Rooflines are convex and homogeneous, so the plane is a linear model of positive factors that is exact at the prior.
+    Deviations of groups start at their prior. Without a ridge and with a large threshold it is non-negative least
+    squares of relative errors.
+    """
+    part = task.take(stratified_rows(task.step_time_us, config.convex_max_rows, config.seed))
+    layout, mean = part.layout, part.prior.log_mean
+    by_memory, by_compute = tangents(part.work, layout.factors(mean))
+    columns = np.hstack([by_memory, by_compute, part.work.linear])
+    at_prior = np.exp(np.concatenate(layout.parts(mean)[:3]))
+    scale = column_scale(columns, part.step_time_us)
+    bounds = np.repeat([LEAST_MEMORY, LEAST_COMPUTE, 0.0], [layout.n_kinds, layout.n_kinds, len(layout.is_host)])
+    problem = Problem(
+        linear=columns / scale,
+        compute=np.empty((len(columns), 0)),
+        step_time_us=part.step_time_us,
+        linear_scale=scale,
+        compute_scale=np.empty(0),
+        linear_lower=bounds * scale,
+        linear_upper=np.full(len(scale), np.inf),
+        softplus_scale_us=0.0,
+        prior=at_prior * scale,
+    )
+    penalty = Penalty(setting.prior_weight, setting.prior_weight, setting.huber_delta)
+    found = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed) / scale
+    shared = np.log(np.maximum(found, 0.1 * at_prior))
+    return np.concatenate([shared, mean[len(shared) :]])
+
+
+def solve(task: Task, setting: Setting, config: FitConfig) -> Solution:
+    """Minimise the objective from the convex start; of many steps first a stratified part is solved."""
+    start = tangent_start(task, setting, config)
+    start_loss = objective(start, task, setting)[0]
+    if task.work.n_steps > 2 * _FIRST_ROWS:
+        part = task.take(stratified_rows(task.step_time_us, _FIRST_ROWS, config.seed))
+        start = np.asarray(_minimised(start, part, setting, config).x)
+    result = _minimised(start, task, setting, config)
+    message = str(result.message)
+    if not result.success:
+        message += f" after {result.nit} iterations; raise max_iterations or prior_weight"
+    return Solution(np.asarray(result.x), float(result.fun), start_loss, bool(result.success), int(result.nit), message)
+
+
+def _minimised(start: FloatArray, task: Task, setting: Setting, config: FitConfig):  # type: ignore[no-untyped-def]  # noqa: ANN202 - scipy's result has no type
+    lower = np.full(len(start), -_LARGEST_LOG)
+    lower[: task.layout.n_kinds] = np.log(LEAST_MEMORY)
+    lower[task.layout.n_kinds : 2 * task.layout.n_kinds] = np.log(LEAST_COMPUTE)
+    return minimize(
+        objective,
+        np.maximum(start, lower),
+        args=(task, setting),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=Bounds(lower, np.full(len(start), _LARGEST_LOG)),
+        options={"maxiter": config.max_iterations, "maxfun": 2 * config.max_iterations, "ftol": 1e-9, "gtol": 1e-6},
+    )
+
+
+def _with_unseen(deviations: FloatArray) -> FloatArray:
+    """Append the group without deviation, as a column."""
+    return np.append(deviations, 0.0)[:, None]

@@ -1,0 +1,150 @@
+"""How many experts and tokens the busiest expert-parallel rank of a MoE layer gets, expected under a declared routing.
+
+The busiest rank sets the pace of a layer, and a kernel works on tiles, so neither mean loads nor exact counts will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from srfa.errors import ObservationsError
+from srfa.ragged import FloatArray
+
+_OCTAVES: Final = 17
+_STEPS_AN_OCTAVE: Final = 3
+TOKENS: Final = np.unique(
+    np.concatenate(
+        [
+            np.round(2.0 ** (np.arange(_OCTAVES * _STEPS_AN_OCTAVE + 1) / _STEPS_AN_OCTAVE)),
+            2.0 ** np.arange(1, 10) + 1.0,  # where a kernel changes its tile: one token more than experts
+        ]
+    )
+)
+"""Tokens of a step for which loads are tabulated; between them figures are interpolated in logarithms."""
+SMALL_TILE: Final = 16
+LARGE_TILE: Final = 64
+"""Rows of a tile of vLLM's fused-MoE kernel without a tuned configuration: small up to one token an expert."""
+_DRAWS: Final = 48
+_SEED: Final = 7
+_LARGEST_SHARE: Final = 0.8
+_POWER_LAW: Final = "power_law_"
+
+Draw = Callable[[np.random.Generator, int, int, int], FloatArray]
+"""``(generator, tokens, experts, top_k)`` to token counts of each expert, shape ``(n_draws, experts)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankLoad:
+    """The busiest rank's load in one MoE layer, for each entry of :data:`TOKENS`.
+
+    Parameters
+    ----------
+    activated
+        Experts with at least one token: their weights are read.
+    pairs
+        Pairs of a token and an expert.
+    small_rows, large_rows
+        The same after padding every expert's tokens to tiles of 16 or 64 rows: what is multiplied.
+    """
+
+    activated: FloatArray
+    pairs: FloatArray
+    small_rows: FloatArray
+    large_rows: FloatArray
+
+
+@lru_cache(maxsize=256)
+def busiest_rank(routing: str | None, experts: int, top_k: int, ranks: int) -> RankLoad:
+    """Return the expected load of the rank that gets most tokens.
+
+    Parameters
+    ----------
+    routing
+        ``balanced``: tokens are dealt to the experts in turn. ``power_law_<exponent>``: an expert's popularity follows
+        a bounded power law (the skew that ai-dynamo/aiconfigurator measures with). None: every token chooses ``top_k``
+        experts at random.
+    experts, top_k, ranks
+        Routed experts of the layer, those a token goes to, and the ranks they are spread over in equal blocks.
+
+    Raises
+    ------
+    ObservationsError
+        The routing is none of these.
+    """
+    draw = _drawing(routing)
+    generator = np.random.default_rng(_SEED)
+    loads = [_of_rank(draw(generator, int(tokens), experts, top_k), ranks) for tokens in TOKENS]
+    return RankLoad(*np.maximum.accumulate(np.array(loads), axis=0).T)
+
+
+def _drawing(routing: str | None) -> Draw:
+    if routing is None:
+        return _random
+    if routing == "balanced":
+        return _balanced
+    try:
+        exponent = float(routing.removeprefix(_POWER_LAW)) if routing.startswith(_POWER_LAW) else np.nan
+    except ValueError:
+        exponent = np.nan
+    if not np.isfinite(exponent):
+        raise ObservationsError(
+            f"moe_routing={routing!r} is unknown; use 'balanced', 'power_law_<exponent>' or leave it null (random)"
+        )
+    return lambda generator, tokens, experts, top_k: _power_law(generator, tokens, experts, top_k, exponent=exponent)
+
+
+def _balanced(_: np.random.Generator, tokens: int, experts: int, top_k: int) -> FloatArray:
+    dealt, left = divmod(tokens * top_k, experts)
+    loads = np.full(experts, float(dealt))
+    loads[(np.arange(left) * experts) // max(left, 1)] += 1.0
+    return loads[None, :]
+
+
+def _random(generator: np.random.Generator, tokens: int, experts: int, top_k: int) -> FloatArray:
+    """Loads of independent choices: binomial for each expert, which keeps the mean and very nearly the spread."""
+    return generator.binomial(tokens, top_k / experts, size=(_DRAWS, experts)).astype(np.float64)
+
+
+def _power_law(generator: np.random.Generator, tokens: int, experts: int, top_k: int, *, exponent: float) -> FloatArray:
+    """Popularities by inversion of the bounded law, scaled to the number of pairs; no expert gets a token twice."""
+    many = tokens * top_k > experts
+    low, high = (1.0, max(_LARGEST_SHARE * tokens, 1.0)) if many else (0.01, 2.0)
+    power = 1.0 - exponent
+    uniform = generator.random((_DRAWS, experts))
+    popularity = (low**power + uniform * (high**power - low**power)) ** (1.0 / power)
+    exact = popularity / popularity.sum(axis=1, keepdims=True) * (tokens * top_k)
+    loads = np.minimum(np.round(exact), tokens)
+    return _topped_up(loads, tokens * top_k, tokens)
+
+
+def _topped_up(loads: FloatArray, pairs: int, tokens: int) -> FloatArray:
+    """Hand the pairs that rounding lost to the busiest experts with room, one each; take surplus from the busiest."""
+    order = np.argsort(-loads, axis=1)
+    sorted_loads = np.take_along_axis(loads, order, axis=1)
+    for _ in range(loads.shape[1]):
+        missing = pairs - sorted_loads.sum(axis=1)
+        if not missing.any():
+            break
+        room = (sorted_loads < tokens) if missing.max() > 0 else (sorted_loads > 0)
+        first = np.cumsum(room, axis=1) <= np.abs(missing)[:, None]
+        sorted_loads += np.where(room & first, np.sign(missing)[:, None], 0.0)
+        np.clip(sorted_loads, 0.0, tokens, out=sorted_loads)
+    np.put_along_axis(loads, order, sorted_loads, axis=1)
+    return loads
+
+
+def _of_rank(loads: FloatArray, ranks: int) -> tuple[float, float, float, float]:
+    """Return activated experts, pairs and padded rows of each draw's busiest rank, averaged over the draws."""
+    draws, experts = loads.shape
+    size = -(-experts // ranks)
+    padded = np.zeros((draws, size * ranks))
+    padded[:, :experts] = loads
+    by_rank = padded.reshape(draws, ranks, size)
+    mine = by_rank[np.arange(draws), np.argmax(by_rank.sum(axis=2), axis=1)]
+    small, large = (float((np.ceil(mine / tile) * tile).sum(axis=1).mean()) for tile in (SMALL_TILE, LARGE_TILE))
+    return float((mine > 0).sum(axis=1).mean()), float(mine.sum(axis=1).mean()), small, large
