@@ -8,19 +8,31 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from srfa.gate import GateDecision, check_gate, load_limits
+from srfa.physics_report import read_physics
 from srfa.validation_report import read_reports
 
 
 @flow(name="gate")
-def gate(report: Path, limits: Path = Path("examples/gate-local.yaml"), baseline: Path | None = None) -> GateDecision:
-    """Judge a report by limits and a baseline; the run fails where the verdict is no.
+def gate(
+    report: Path,
+    limits: Path = Path("examples/gate-local.yaml"),
+    baseline: Path | None = None,
+    physics: Path | None = None,
+) -> GateDecision:
+    """Judge a report by limits, a baseline and a check of physics; the run fails where the verdict is no.
 
     Args:
         report: report.json of a release, or of srfa validate.
         limits: What the gate asks for.
         baseline: The report.json to compare with. Empty: none.
+        physics: physics.json of a release, or of srfa physics. Empty: none.
     """
-    decision = check_gate(read_reports(report), load_limits(limits), read_reports(baseline) if baseline else None)
+    decision = check_gate(
+        read_reports(report),
+        load_limits(limits),
+        read_reports(baseline) if baseline else None,
+        physics=read_physics(physics) if physics else None,
+    )
     rows = [finding.model_dump(mode="json") for finding in decision.findings]
     create_table_artifact(table=rows, key="verdict", description="Every rule that was looked at.")
     decision.require_passed()

@@ -16,7 +16,17 @@ from srfa.specs import Skipped
 from tasks import training
 from tasks.campaign import THIS_MACHINE, Site
 from tasks.ingest import JobData, stored_run
-from tasks.stages import compare, fit, ingest_run, load_run, publish_release, record_jobs, record_verdict, validate
+from tasks.stages import (
+    check_physics,
+    compare,
+    fit,
+    ingest_run,
+    load_run,
+    publish_release,
+    record_jobs,
+    record_verdict,
+    validate,
+)
 from tasks.store import TraceStore, open_store
 from tasks.summary import RunSummary, concluded, require_measured, store_summary
 
@@ -75,11 +85,12 @@ class Run:
 def train_and_publish(
     store: TraceStore, dataset: training.Dataset, request: TrainingRequest, *, run: Run = Run()
 ) -> RunSummary:
-    """Fit, validate on every split of the limits, compare, judge, publish, and show it; the verdict is data here."""
+    """Fit, validate on every split of the limits, compare, check physics, judge, publish; the verdict is data here."""
     config = FitConfig()
     coefficients = fit(dataset, request.estimator, config)
     validations = [validate(dataset, request.estimator, split, config) for split in request.limits.splits]
     candidate = compare(training.with_validation(coefficients, validations), dataset)
+    candidate = check_physics(candidate, dataset)
     decision = training.judge(candidate, request.limits)
     outcomes = tuple(data.outcome for data in run.jobs)
     release, report, latest = publish_release(

@@ -12,26 +12,30 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from srfa import present
-from srfa.catalog import Catalog
 from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
-from srfa.folds import SPLITS, split_named
-from srfa.gate import check_gate, load_limits
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
-from srfa.microbenchmark import doubtful
 from srfa.observations import load_observations
-from srfa.options import Common, amounts, with_common
+from srfa.options import (
+    Calibrations,
+    Common,
+    ConfigFile,
+    Estimator,
+    ObservationFiles,
+    amounts,
+    calibrated,
+    with_common,
+)
 from srfa.plan import plan as plan_campaign
 from srfa.probe import run_probe
 from srfa.provenance import file_hashes, provenance_of
-from srfa.validation_report import read_reports, write_reports
+from srfa.trust_verbs import cross_validated_intervals, identify, physics
+from srfa.validation_verbs import compare, gate, validate
 
 # Verbs that fit or draw import their module when they run: cvxpy, scipy and matplotlib take seconds to load, which
 # 'srfa expand' and 'srfa --help' need not wait for.
@@ -45,14 +49,6 @@ app = typer.Typer(
 )
 
 MatrixFile = Annotated[Path, typer.Argument(metavar="MATRIX", help="The experiment, for example matrix.yaml.")]
-ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
-Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
-ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
-
-
-Calibrations = Annotated[
-    list[Path] | None, typer.Option(help="microbenchmark.json of a GPU (see 'srfa probe'); repeatable.")
-]
 
 
 class DeviceKind(StrEnum):
@@ -190,31 +186,40 @@ def ingest(
 
 @app.command()
 @with_common
-def fit(
+def fit(  # noqa: PLR0913 - one parameter an option
     observations: ObservationFiles,
     *,
     out: Annotated[Path, typer.Option(help="Where the coefficients are written.")],
     estimator: Estimator = "srfa-seed",
     config: ConfigFile = None,
+    with_intervals: Annotated[
+        bool, typer.Option("--intervals/--no-intervals", help="Cross-validate, so that predictions have p05 and p95.")
+    ] = False,
     calibrate: Calibrations = None,
     prior: Annotated[Path | None, typer.Option(help="coefficients.json that few steps are refitted from.")] = None,
     common: Common,
 ) -> None:
     """Fit an estimator to observations and write its coefficients.
 
-    Example: srfa fit observations.parquet --estimator srfa-seed --out coefficients.json
+    Example: srfa fit observations.parquet --estimator srfa-seed --intervals --out coefficients.json
     """
+    from srfa.domain import training_domain  # noqa: PLC0415 - see above
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
-    chosen, catalog, settings = estimator_named(estimator), _calibrated(common, calibrate), common.fit_config(config)
+    chosen, catalog, settings = estimator_named(estimator), calibrated(common, calibrate), common.fit_config(config)
     source = read_prior(prior, chosen.name) if prior else None
+    if source and with_intervals:
+        raise UsageError("--intervals measures fits without a prior, whose errors are others: leave out one of the two")
     steps, n_left_out = possible_steps(load_observations(observations), catalog)
     if n_left_out:
         present.say(f"left out {n_left_out} step(s) faster than light")
     fitted = chosen.fit(chosen.features(steps, catalog), settings, prior=source)
     origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or (), prior=prior)
-    fitted = fitted.model_copy(update={"provenance": origin})
+    fitted = fitted.model_copy(update={"provenance": origin, "domain": training_domain(steps, catalog)})
+    if with_intervals:
+        intervals = cross_validated_intervals(chosen, steps, catalog, config=settings, n_jobs=common.jobs)
+        fitted = fitted.model_copy(update={"intervals": intervals})
     write_coefficients(fitted, out)
     if common.as_json:
         present.show_json(fitted)
@@ -233,13 +238,13 @@ def predict(
     calibrate: Calibrations = None,
     common: Common,
 ) -> None:
-    """Write the input's rows plus predicted_step_time_us, in microseconds.
+    """Write the input's rows plus predicted_step_time_us, in microseconds, its interval and its domain grade.
 
     Example: srfa predict observations.parquet --coefficients coefficients.json --out predicted.parquet
     """
     from srfa.predictions import predict_files  # noqa: PLC0415 - see above
 
-    summary = predict_files(observations, read_coefficients(coefficients), _calibrated(common, calibrate), out)
+    summary = predict_files(observations, read_coefficients(coefficients), calibrated(common, calibrate), out)
     if common.as_json:
         present.show_json(summary)
     else:
@@ -247,107 +252,11 @@ def predict(
     present.say(f"wrote {out}")
 
 
-@app.command()
-@with_common
-def validate(  # noqa: PLR0913 - one an option
-    observations: ObservationFiles,
-    *,
-    split: Annotated[list[str], typer.Option(help="A split, for example leave-one-gpu-out; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Where the report is written.")],
-    predictions: Annotated[Path | None, typer.Option(help="Also write held-out predictions (Parquet).")] = None,
-    estimator: Estimator = "srfa-seed",
-    config: ConfigFile = None,
-    calibrate: Calibrations = None,
-    common: Common,
-) -> None:
-    """Fit on all groups but one, predict that one; for each group of each split.
-
-    Example: srfa validate observations.parquet --split leave-one-gpu-out --split time --out report.json
-    """
-    from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
-    from srfa.validate import cross_predict  # noqa: PLC0415 - see above
-
-    chosen, catalog, settings = estimator_named(estimator), _calibrated(common, calibrate), common.fit_config(config)
-    splits, steps, results = [split_named(name) for name in split], load_observations(observations), []
-    origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or ())
-    for one in splits:
-        with present.progress(one) as advance:
-            found = cross_predict(
-                chosen, steps, catalog, split=one, config=settings, n_jobs=common.jobs, progress=advance
-            )
-        results.append(found.with_provenance(origin))
-        if not common.as_json:
-            present.show_report(results[-1].report)
-    reports = tuple(result.report for result in results)
-    write_reports(reports, out)
-    if predictions:
-        held_out = pa.concat_tables([result.held_out for result in results])
-        pq.write_table(held_out, predictions, compression="zstd")
-    if common.as_json:
-        present.show_json(reports)
-    present.say(f"wrote {out}")
-
-
-@app.command()
-@with_common
-def compare(
-    observations: ObservationFiles,
-    *,
-    out: Annotated[Path, typer.Option(help="Where the leaderboard is written.")],
-    estimators: Annotated[str, typer.Option(help="Names with commas between; all where absent.")] = "",
-    split: Annotated[list[str] | None, typer.Option(help="A split; repeatable; all that are possible.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
-    config: ConfigFile = None,
-    common: Common,
-) -> None:
-    """Compare estimators on the same held-out groups; every file is a data set by itself.
-
-    Example: srfa compare a.parquet b.parquet --estimators roofline,srfa-seed --out leaderboard.json
-    """
-    from srfa.compare import compare_files, estimators_named  # noqa: PLC0415 - see above
-    from srfa.leaderboard import write_leaderboard  # noqa: PLC0415 - see above
-    from srfa.leaderboard_figure import check_picture, draw_leaderboard  # noqa: PLC0415 - see above
-
-    chosen, splits = estimators_named(estimators), [split_named(name) for name in dict.fromkeys(split or SPLITS)]
-    catalog, settings = common.catalog(), common.fit_config(config)
-    if plot:
-        check_picture(plot)
-    with present.progress("compare") as advance:
-        found = compare_files(
-            observations, chosen, catalog, splits=splits, config=settings, n_jobs=common.jobs, progress=advance
-        )
-    if common.as_json:
-        present.show_json(found.board)
-    else:
-        present.show_leaderboard(found.board)
-    if not found.is_empty:
-        write_leaderboard(found.board, out)
-        present.say(f"wrote {out}")
-        if plot:
-            draw_leaderboard(found.board, plot)
-            present.say(f"wrote {plot}")
-    found.require_complete()
-
-
-@app.command()
-@with_common
-def gate(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of 'srfa validate'.")],
-    *,
-    limits: Annotated[Path, typer.Option(help="The limits (YAML).")] = Path("gate.yaml"),
-    baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
-    common: Common,
-) -> None:
-    """Judge a validation by limits and a baseline; the exit code is the verdict.
-
-    Example: srfa gate report.json --baseline releases/1f2e3d4c5b6a/report.json --limits gate.yaml
-    """
-    decision = check_gate(read_reports(report), load_limits(limits), read_reports(baseline) if baseline else None)
-    if common.as_json:
-        present.show_json(decision)
-    else:
-        present.show_decision(decision)
-    decision.require_passed()
+app.command()(validate)
+app.command()(compare)
+app.command()(physics)
+app.command()(identify)
+app.command()(gate)
 
 
 @app.command()
@@ -375,7 +284,7 @@ def export(
         written: tuple[Path, ...] = (out / "coefficients.json",)
         write_coefficients(fitted, written[0])
     elif observations:
-        catalog = _calibrated(common, calibrate)
+        catalog = calibrated(common, calibrate)
         steps, _ = possible_steps(load_observations(observations), catalog)
         projection = projection_of(fitted, steps, catalog)
         gpus = {place.gpu: catalog.resolve_gpu(place.gpu) for place in steps.configurations}
@@ -408,15 +317,6 @@ def report(
     if common.as_json:
         present.show_json({"written": str(out)})
     present.say(f"wrote {out}")
-
-
-def _calibrated(common: Common, microbenchmarks: list[Path] | None) -> Catalog:
-    """Read the catalogue with what was measured, and say what to distrust in it."""
-    catalog = common.catalog(microbenchmarks)
-    for gpu in catalog.gpus.values():
-        for doubt in doubtful(gpu.microbenchmark, gpu) if gpu.microbenchmark else ():
-            present.say(f"microbenchmark of {gpu.name}: {doubt}")
-    return catalog
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from srfa.errors import CoefficientsError
+from srfa.grades import Intervals, TrainingDomain
 from srfa.specs import Spec
 
 Transfer = Literal["zero-shot", "calibrated", "few-shot"]
@@ -141,6 +142,10 @@ class Coefficients(Spec):
         Numbers that have no names of their own (the nodes of a forest's trees), flat, by what they are.
     chosen
         What the search over settings chose, and how the solve went.
+    domain
+        What the fit saw, by which a step to predict is graded; None where it was not recorded.
+    intervals
+        Prediction intervals by grade; None where no validation measured any.
     """
 
     schema_version: Literal[1] = 1
@@ -154,6 +159,8 @@ class Coefficients(Spec):
     config: FitConfig
     provenance: Provenance = Field(default_factory=Provenance)
     validation: tuple[FoldSummary, ...] = ()
+    domain: TrainingDomain | None = None
+    intervals: Intervals | None = None
 
 
 def read_coefficients(path: Path) -> Coefficients:

@@ -1,7 +1,8 @@
 """May these coefficients be published? Limits from a file, a verdict with a sentence for every rule.
 
 Always refused, whatever the limits say: a fit that did not converge, a fold that failed, more than single labels
-faster than light, a required split that is missing, and coverage the baseline had and the reports have lost.
+faster than light, a required split that is missing, and coverage the baseline had and the reports have lost. Broken
+physics is refused unless the limits file says in so many words that it is only to be told.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from srfa.document import read_yaml
 from srfa.errors import GateFailed, InputError, LimitsError
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError, mean_interval
+from srfa.physics_report import PhysicsReport
 from srfa.schema import TOLERATED_SHARE
 from srfa.specs import Spec
 from srfa.validation_report import FoldReport, ValidationReport
@@ -32,6 +34,7 @@ Rule = Literal[
     "speed_of_light",
     "baseline_regression",
     "lost_coverage",
+    "physics",
 ]
 
 
@@ -69,16 +72,38 @@ class BaselineLimits(Spec):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 
 
+class PhysicsLimits(Spec):
+    """How strict the gate is on a check of physics.
+
+    Parameters
+    ----------
+    required
+        True: the check must have been made and every rule must hold. False: what is broken is told and tolerated.
+    """
+
+    required: bool = True
+
+
 class Limits(Spec):
-    """A limits file."""
+    """A limits file.
+
+    Parameters
+    ----------
+    physics
+        None, where the file has no such section: a check that was made must hold, one that was not is not asked for.
+    """
 
     schema_version: Literal[1] = 1
     splits: dict[Split, SplitLimits] = Field(min_length=1)
     baseline: BaselineLimits = BaselineLimits()
+    physics: PhysicsLimits | None = None
 
 
 class Finding(Spec):
-    """One rule applied to one fold (or to a whole split, where ``held_out`` is empty)."""
+    """One rule applied to one fold (or to a whole split, where ``held_out`` is empty).
+
+    A rule of physics belongs to no split; it stands in the place of the group.
+    """
 
     rule: Rule
     split: str
@@ -113,9 +138,13 @@ class GateDecision(Spec):
 
 
 def check_gate(
-    reports: Sequence[ValidationReport], limits: Limits, baseline: Sequence[ValidationReport] | None = None
+    reports: Sequence[ValidationReport],
+    limits: Limits,
+    baseline: Sequence[ValidationReport] | None = None,
+    *,
+    physics: PhysicsReport | None = None,
 ) -> GateDecision:
-    """Judge reports by limits and, where one is given, by a baseline.
+    """Judge reports by limits and, where they are given, by a baseline and a check of physics.
 
     Splits that carry no limits are judged by the rules that always hold alone.
 
@@ -132,6 +161,7 @@ def check_gate(
         *(finding for report in reports for finding in _sound(report)),
         *(finding for report in reports for finding in _within(report, limits.splits.get(report.split))),
         *_against(by_split, _by_split(baseline or ()), limits.baseline),
+        *_physical(physics, limits.physics),
     ]
     return GateDecision(passed=all(finding.passed for finding in findings), findings=tuple(findings))
 
@@ -287,6 +317,27 @@ def _regression(
             f" ({rise:+.2f} points{certainty}); {limits.max_regression_pct_points:g} points are tolerated"
         ),
     )
+
+
+def _physical(physics: PhysicsReport | None, limits: PhysicsLimits | None) -> Iterator[Finding]:
+    """Yield one finding a rule of physics; a check that is required and was not made is one that failed."""
+    tolerated = limits is not None and not limits.required
+    if physics is None:
+        if limits is not None and limits.required:
+            sentence = "physics is required and was not checked; give what 'srfa physics --out physics.json' writes"
+            yield _finding("physics", "", "", passed=False, sentence=sentence)
+        return
+    for found in physics.findings:
+        suffix = " (told, not required)" if tolerated and not found.passed else ""
+        yield _finding(
+            "physics",
+            "",
+            found.rule,
+            value=found.value,
+            limit=found.limit,
+            passed=found.passed or tolerated,
+            sentence=f"physics: {found.sentence}{suffix}",
+        )
 
 
 def _sure_rise(old: Iterable[JobError], new: Iterable[JobError], confidence: float) -> float | None:

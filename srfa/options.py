@@ -1,4 +1,4 @@
-"""Options that every verb of the command line shares, declared once."""
+"""Options that verbs of the command line share, declared once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from srfa import present
 from srfa.catalog import Catalog, load_catalog
 from srfa.coefficients import FitConfig
 from srfa.document import read_yaml
 from srfa.errors import InputError, UsageError
-from srfa.microbenchmark import read_microbenchmark
+from srfa.microbenchmark import doubtful, read_microbenchmark
 from srfa.wording import explain
+
+ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
+Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
+Calibrations = Annotated[
+    list[Path] | None, typer.Option(help="microbenchmark.json of a GPU (see 'srfa probe'); repeatable.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,21 @@ class Common:
         """
         config = load_fit_config(path) if path else FitConfig()
         return config.model_copy(update={"seed": self.seed}) if self.seed else config
+
+
+def calibrated(common: Common, microbenchmarks: list[Path] | None) -> Catalog:
+    """Read the catalogue with what was measured, and say what to distrust in it.
+
+    Raises
+    ------
+    CatalogError
+        As :meth:`Common.catalog`.
+    """
+    catalog = common.catalog(microbenchmarks)
+    for gpu in catalog.gpus.values():
+        for doubt in doubtful(gpu.microbenchmark, gpu) if gpu.microbenchmark else ():
+            present.say(f"microbenchmark of {gpu.name}: {doubt}")
+    return catalog
 
 
 def load_fit_config(path: Path) -> FitConfig:

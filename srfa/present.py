@@ -17,7 +17,15 @@ from rich.table import Table
 
 from srfa.leaderboard_page import LEGEND, SUMMARY_LEGEND, columns_of, left_out_grid, split_grid, summary_grid
 from srfa.microbenchmark import FIGURE_UNITS
-from srfa.report import COEFFICIENT_HEADS, FOLD_HEADS, coefficient_rows, fold_rows
+from srfa.report import (
+    COEFFICIENT_HEADS,
+    COVERAGE_HEADS,
+    FOLD_HEADS,
+    coefficient_rows,
+    coverage_rows,
+    coverage_title,
+    fold_rows,
+)
 
 if TYPE_CHECKING:
     from srfa.coefficients import Coefficients
@@ -149,6 +157,8 @@ def show_report(report: ValidationReport) -> None:
         say(f"{report.split}: not possible: {report.impossible}")
         return
     show_table(FOLD_HEADS, fold_rows(report), f"{report.estimator}, {report.split}, {report.transfer}")
+    if report.coverage:
+        show_table(COVERAGE_HEADS, coverage_rows(report.coverage), coverage_title(report.coverage))
 
 
 def show_leaderboard(board: Leaderboard) -> None:

@@ -26,13 +26,14 @@ from srfa.leaderboard import Leaderboard, write_leaderboard
 from srfa.leaderboard_figure import LEADERBOARD_FIGURE, draw_leaderboard
 from srfa.observations import Observations
 from srfa.page import to_markdown
+from srfa.physics_report import PhysicsReport, write_physics
 from srfa.report import Findings, report_page
 from srfa.specs import JobOutcome, Skipped, Spec, content_id
 from srfa.validation_report import ValidationReport, write_reports
 
 RELEASE_FILE, VERDICT_FILE = "provenance.json", "verdict.json"
 HELD_OUT_FILE, REPORT_FILE, COEFFICIENTS_FILE = "held_out.parquet", "report.json", "coefficients.json"
-LEADERBOARD_FILE = "leaderboard.json"
+LEADERBOARD_FILE, PHYSICS_FILE = "leaderboard.json", "physics.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Material:
         Held-out predictions of the split that the figures show; None draws none.
     requests
         The table of requests, for the alphas of the BLIS export.
+    physics
+        What a check of physics found; None where none was made.
     leaderboard
         The estimator beside others on the same folds.
     """
@@ -58,6 +61,7 @@ class Material:
     catalog: Catalog
     held_out: pa.Table | None = None
     requests: pa.Table | None = None
+    physics: PhysicsReport | None = None
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
     leaderboard: Leaderboard | None = None
@@ -97,8 +101,8 @@ def publish(material: Material, releases: Path) -> Release:
     """Write ``releases/<release_id>/`` and return what it says of itself; one that is there already stays untouched.
 
     The folder holds ``coefficients.json``, ``report.json`` (readable as a baseline by the gate), ``report.md`` with
-    its figures, ``verdict.json``, ``held_out.parquet``, ``leaderboard.json``, ``hardware/`` and ``models/`` with the
-    facts that were used, ``export/`` with the BLIS files, and ``provenance.json``.
+    its figures, ``verdict.json``, ``leaderboard.json``, ``physics.json``, ``held_out.parquet``, ``hardware/`` and
+    ``models/`` with the facts that were used, ``export/`` with the BLIS files, and ``provenance.json``.
 
     Raises
     ------
@@ -132,6 +136,8 @@ def _write(material: Material, folder: Path, name: str) -> None:
     write_coefficients(coefficients, folder / COEFFICIENTS_FILE)
     write_reports(material.reports, folder / REPORT_FILE)
     (folder / VERDICT_FILE).write_text(material.decision.model_dump_json(indent=1) + "\n")
+    if material.physics is not None:
+        write_physics(material.physics, folder / PHYSICS_FILE)
     _write_facts(material, folder)
     projection = projection_of(coefficients, material.observations, material.catalog, material.requests)
     gpus = [material.catalog.resolve_gpu(one) for one in _used(material, "gpu")]
@@ -160,8 +166,9 @@ def _write_report(material: Material, projection: BlisProjection, folder: Path) 
         material.skipped,
         material.outcomes,
         figures,
-        material.leaderboard,
-        _write_leaderboard(material.leaderboard, folder),
+        physics=material.physics,
+        leaderboard=material.leaderboard,
+        leaderboard_figure=_write_leaderboard(material.leaderboard, folder),
     )
     (folder / "report.md").write_text(to_markdown(report_page(findings)))
 

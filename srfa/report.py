@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import expm1
 from typing import TYPE_CHECKING
 
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
 from srfa.gate import GateDecision
+from srfa.grades import Intervals
 from srfa.leaderboard import Leaderboard
 from srfa.leaderboard_page import leaderboard_sections
 from srfa.metrics import Errors
 from srfa.page import Grid, Page, Section
+from srfa.physics_report import PhysicsReport
 from srfa.specs import JobOutcome, Skipped
-from srfa.validation_report import FoldReport, ValidationReport
+from srfa.validation_report import FoldReport, GroupCoverage, ValidationReport
 
 if TYPE_CHECKING:
     from srfa.blis import BlisProjection
@@ -34,6 +37,8 @@ class Findings:
         Names of pictures that lie beside the report.
     leaderboard, leaderboard_figure
         The estimator beside others, and the name of its picture.
+    physics
+        What a check of physics found.
     """
 
     reports: tuple[ValidationReport, ...]
@@ -43,6 +48,7 @@ class Findings:
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
     figures: tuple[str, ...] = ()
+    physics: PhysicsReport | None = None
     leaderboard: Leaderboard | None = None
     leaderboard_figure: str = ""
 
@@ -64,6 +70,44 @@ def coefficient_rows(coefficients: Coefficients) -> tuple[tuple[str, ...], ...]:
 
 
 COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "at bound")
+COVERAGE_HEADS = ("held out", "steps", "groups behind it", "90 % interval", "inside")
+PHYSICS_HEADS = ("rule", "outcome", "checked", "broken", "worst value", "limit", "worst case")
+
+
+def coverage_rows(groups: Sequence[GroupCoverage]) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a held-out group, under :data:`COVERAGE_HEADS`."""
+    return tuple(
+        (one.held_out, str(one.n_steps), str(one.n_groups), _offsets(one.p05, one.p95), f"{one.share_inside:.1%}")
+        for one in groups
+    )
+
+
+def coverage_title(groups: Sequence[GroupCoverage]) -> str:
+    """Return the mean share inside in words; every group counts equally."""
+    mean = sum(one.share_inside for one in groups) / len(groups)
+    return f"prediction intervals hold {mean:.1%} of the steps of a held-out group"
+
+
+def _offsets(low: float, high: float) -> str:
+    """Write log offsets as percent of the prediction."""
+    return f"{expm1(low):+.1%} to {expm1(high):+.1%}"
+
+
+def physics_rows(report: PhysicsReport) -> tuple[tuple[str, ...], ...]:
+    """Return one row of text a rule of physics, under :data:`PHYSICS_HEADS`; the broken ones last."""
+    ordered = sorted(report.findings, key=lambda finding: not finding.passed)
+    return tuple(
+        (
+            one.rule,
+            ("ok" if one.n_checked else "not asked") if one.passed else "BROKEN",
+            str(one.n_checked),
+            str(one.n_broken),
+            "-" if one.value is None else f"{one.value:.4g}",
+            "-" if one.limit is None else f"{one.limit:.4g}",
+            one.worst or one.sentence,
+        )
+        for one in ordered
+    )
 
 
 def _sections(findings: Findings) -> Iterator[Section]:
@@ -76,6 +120,13 @@ def _sections(findings: Findings) -> Iterator[Section]:
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)
+        if report.coverage:
+            grid = Grid(COVERAGE_HEADS, coverage_rows(report.coverage))
+            yield Section(f"Coverage: {report.split}", (f"{coverage_title(report.coverage)}.".capitalize(),), grid=grid)
+    if findings.coefficients and findings.coefficients.intervals:
+        yield _intervals(findings.coefficients.intervals)
+    if findings.physics:
+        yield _physics(findings.physics)
     if findings.coefficients:
         yield _coefficients(findings.coefficients)
         yield _identifiability(findings.coefficients, findings.reports)
@@ -94,6 +145,24 @@ def _verdict(decision: GateDecision) -> Section:
         return Section("Verdict: passed", (f"All {n_rules} rules hold.",))
     sentence = f"{len(broken)} of {n_rules} rules are broken; these coefficients are not to be published as the latest."
     return Section("Verdict: failed", (sentence,), tuple(finding.sentence for finding in broken))
+
+
+def _intervals(intervals: Intervals) -> Section:
+    heads = ("domain grade", "interval", "groups", "measured on", "method")
+    rows = tuple(
+        (str(one.grade), _offsets(one.p05, one.p95), str(one.n_groups), one.source, one.method)
+        for one in intervals.grades
+    )
+    sentence = f"{intervals.level:.0%} of the steps of a grade lie between these shares of their prediction."
+    return Section("Prediction intervals", (sentence,), grid=Grid(heads, rows))
+
+
+def _physics(report: PhysicsReport) -> Section:
+    sentence = (
+        f"{report.n_batches} random batches on {len(report.configurations)} configurations, asked for as they are and"
+        " with more work; these rules need no measurements."
+    )
+    return Section("Physics", (sentence,), grid=Grid(PHYSICS_HEADS, physics_rows(report)))
 
 
 def _folds(report: ValidationReport) -> Section:

@@ -16,7 +16,8 @@ from srfa.gate import GateDecision
 from srfa.leaderboard import Leaderboard, read_leaderboard
 from srfa.leaderboard_figure import LEADERBOARD_FIGURE, draw_leaderboard
 from srfa.page import Page, to_html, to_markdown
-from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, LEADERBOARD_FILE, REPORT_FILE, VERDICT_FILE
+from srfa.physics_report import read_physics
+from srfa.release import COEFFICIENTS_FILE, HELD_OUT_FILE, LEADERBOARD_FILE, PHYSICS_FILE, REPORT_FILE, VERDICT_FILE
 from srfa.report import Findings, report_page
 from srfa.validation_report import read_reports
 
@@ -24,8 +25,8 @@ from srfa.validation_report import read_reports
 def write_report(folder: Path, out: Path) -> None:
     """Write a report of ``folder`` as ``out``: one self-contained ``.html``, or ``.md`` with its figures beside it.
 
-    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``held_out.parquet`` and
-    ``leaderboard.json`` add what they hold.
+    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``leaderboard.json``, ``physics.json`` and
+    ``held_out.parquet`` add what they hold.
 
     Raises
     ------
@@ -43,7 +44,7 @@ def write_report(folder: Path, out: Path) -> None:
 
 
 def _page(folder: Path, pictures: Path) -> Page:
-    coefficients, verdict = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE
+    coefficients, verdict, physics = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE, folder / PHYSICS_FILE
     board = read_leaderboard(folder / LEADERBOARD_FILE) if (folder / LEADERBOARD_FILE).exists() else None
     return report_page(
         Findings(
@@ -51,6 +52,7 @@ def _page(folder: Path, pictures: Path) -> Page:
             coefficients=read_coefficients(coefficients) if coefficients.exists() else None,
             decision=_decision(verdict) if verdict.exists() else None,
             figures=_figures(folder / HELD_OUT_FILE, pictures),
+            physics=read_physics(physics) if physics.exists() else None,
             leaderboard=board,
             leaderboard_figure=_leaderboard_figure(board, pictures),
         )

@@ -52,6 +52,27 @@ class FoldReport(Spec):
     jobs: tuple[JobError, ...] = ()
 
 
+class GroupCoverage(Spec):
+    """How many steps of a held-out group lay inside the interval that the other groups gave.
+
+    Parameters
+    ----------
+    n_groups
+        Groups the interval was measured on, by holding each of them out of the rest.
+    p05, p95
+        The interval, as offsets of ``log(measured / predicted)``.
+    share_inside
+        Share of the group's steps inside it; the nominal level is 0.9.
+    """
+
+    held_out: str
+    n_steps: int
+    n_groups: int
+    p05: float
+    p95: float
+    share_inside: float
+
+
 class ValidationReport(Spec):
     """One estimator on one split.
 
@@ -63,6 +84,8 @@ class ValidationReport(Spec):
         The errors over all held-out steps together; None where no fold succeeded.
     n_impossible_labels
         Steps left out because their label undercuts the speed of light.
+    coverage
+        Of prediction intervals, by held-out group; empty where it was not asked for.
     transfer
         What the fits knew of the hardware beside its datasheet; reports that differ in it are never compared.
     """
@@ -78,6 +101,7 @@ class ValidationReport(Spec):
     impossible: str = ""
     pooled: Errors | None
     folds: tuple[FoldReport, ...]
+    coverage: tuple[GroupCoverage, ...] = ()
     provenance: Provenance = Provenance()
 
 

@@ -171,6 +171,15 @@ def compare(candidate: training.Candidate, dataset: training.Dataset) -> trainin
     return compared
 
 
+@task(name="check-physics", cache_policy=NO_CACHE)
+def check_physics(candidate: training.Candidate, dataset: training.Dataset) -> training.Candidate:
+    """Ask the fit for batches nobody measured and compare its answers with physics."""
+    checked = training.with_physics(candidate, dataset)
+    for finding in checked.physics.broken if checked.physics else ():
+        run_log().warning("%s", finding.sentence)
+    return checked
+
+
 @task(
     name="publish",
     cache_policy=NO_CACHE,

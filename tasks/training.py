@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +12,17 @@ import pyarrow as pa
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.compare import compare_with_yardsticks
+from srfa.domain import training_domain
 from srfa.estimators import estimator_named
 from srfa.fit.queue import fit_queue
 from srfa.fit.token import fit_token
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
+from srfa.intervals import intervals_of
 from srfa.leaderboard import Leaderboard
 from srfa.observations import Observations, load_observations
+from srfa.physics import check_physics
+from srfa.physics_report import PhysicsReport
 from srfa.provenance import file_hashes, provenance_of
 from srfa.release import Material, Release, publish
 from srfa.requests import request_observations
@@ -58,10 +63,17 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Coefficients with the proof that comes with them, before the verdict; ``leaderboard`` once they are compared."""
+    """Coefficients with the proof that comes with them, before the verdict.
+
+    Parameters
+    ----------
+    physics, leaderboard
+        None before physics was checked, and before the candidate was compared.
+    """
 
     coefficients: Coefficients
     validations: tuple[CrossPrediction, ...]
+    physics: PhysicsReport | None = None
     leaderboard: Leaderboard | None = None
 
     @property
@@ -105,7 +117,8 @@ def fit(dataset: Dataset, estimator: str, config: FitConfig) -> Coefficients:
     one = estimator_named(estimator)
     coefficients = one.fit(one.features(dataset.observations, dataset.catalog), config)
     origin = provenance_of(dataset.observations, dataset.data_sha256)
-    return coefficients.model_copy(update={"provenance": origin})
+    domain = training_domain(dataset.observations, dataset.catalog)
+    return coefficients.model_copy(update={"provenance": origin, "domain": domain})
 
 
 def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBlock]:
@@ -129,10 +142,30 @@ def validate(dataset: Dataset, estimator: str, split: Split, config: FitConfig) 
 
 
 def with_validation(coefficients: Coefficients, validations: Iterable[CrossPrediction]) -> Candidate:
-    """Join coefficients and what validations found of them."""
+    """Join coefficients and what validations found of them: summaries, and intervals without a fit more."""
     proof = tuple(validation.with_provenance(coefficients.provenance) for validation in validations)
     summaries = tuple(row for validation in proof for row in fold_summaries(validation.report))
-    return Candidate(coefficients.model_copy(update={"validation": summaries}), proof)
+    intervals = intervals_of({validation.report.split: validation.held_out for validation in proof})
+    return Candidate(coefficients.model_copy(update={"validation": summaries, "intervals": intervals}), proof)
+
+
+def with_physics(candidate: Candidate, dataset: Dataset) -> Candidate:
+    """Join the candidate and what its predictions say of batches nobody measured.
+
+    An estimator that learns by configuration is asked on those it was fitted to.
+    """
+    coefficients = candidate.coefficients
+    ask = partial(
+        check_physics,
+        estimator_named(coefficients.estimator),
+        coefficients,
+        dataset.catalog,
+        seed=coefficients.config.seed,
+    )
+    report = ask()
+    if any(finding.n_checked == 0 for finding in report.broken):
+        report = ask(configurations=dataset.observations.configurations)
+    return replace(candidate, physics=report)
 
 
 def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
@@ -148,8 +181,8 @@ def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
 
 
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
-    """Return the verdict on the candidate's reports."""
-    return check_gate(candidate.reports, limits, baseline)
+    """Return the verdict on the candidate's reports and on what was found of its physics."""
+    return check_gate(candidate.reports, limits, baseline, physics=candidate.physics)
 
 
 def write_release(
@@ -171,6 +204,7 @@ def write_release(
         catalog=dataset.catalog,
         held_out=held_out,
         requests=dataset.tables.requests if dataset.tables else None,
+        physics=candidate.physics,
         skipped=skipped,
         outcomes=outcomes,
         leaderboard=candidate.leaderboard,

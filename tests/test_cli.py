@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ VERBS = {
     "expand", "plan", "probe", "ingest", "fit", "predict", "validate", "compare", "gate", "export", "report", "physics",
     "identify",
 }  # fmt: skip
+GRADED = {"domain_grade", "domain_reason", "leverage_ratio"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
 MATRIX = """
 name: test
@@ -141,7 +143,8 @@ def test_predict_keeps_every_row_and_column_and_adds_one(measured, fitted, tmp_p
     assert run("predict", "in.parquet", measured, "--coefficients", fitted, "--out", "new/out.parquet") == 0
     out = pq.read_table("new/out.parquet")
     assert out.num_rows == 2 * table.num_rows
-    assert set(out.column_names) == {*table.column_names, "predicted_step_time_us"}
+    assert set(out.column_names) == {*table.column_names, "predicted_step_time_us", *GRADED}
+    assert [value is not None for value in out["domain_grade"].to_pylist()[: table.num_rows]] == valid
     predicted = out["predicted_step_time_us"].to_pylist()
     assert [value is not None for value in predicted[: table.num_rows]] == valid
     assert predicted[1] == predicted[table.num_rows + 1]
@@ -226,21 +229,37 @@ def test_a_calibrated_fit_says_so_with_the_hash_of_its_figures(measured, calibra
     assert read_coefficients(cli.Path("plain.json")).provenance.transfer == "zero-shot"
 
 
-def test_the_measured_figures_reach_the_catalogue_of_every_verb_that_takes_them(measured, calibration, monkeypatch):
-    seen = []
-    features = type(estimator_named("roofline")).features
+def figures_seen(monkeypatch, name):
+    """Note which figures of the H100 reach an estimator."""
+    seen, kind = [], type(estimator_named(name))
+    features = kind.features
 
     def spy(self, observations, catalog):
         seen.append(catalog.resolve_gpu("h100-sxm-80gb").microbenchmark)
         return features(self, observations, catalog)
 
-    monkeypatch.setattr(type(estimator_named("roofline")), "features", spy)
+    monkeypatch.setattr(kind, "features", spy)
+    return seen
+
+
+def test_the_measured_figures_reach_the_catalogue_of_every_verb_that_takes_them(measured, calibration, monkeypatch):
+    seen = figures_seen(monkeypatch, "roofline")
     calibrate = ("--calibrate", calibration)
-    assert run("fit", measured, "--estimator", "roofline", *calibrate, "--out", "c.json") == 0
+    assert run("fit", measured, "--estimator", "roofline", *calibrate, "--intervals", "--out", "c.json") == 0
     assert run("predict", measured, "--coefficients", "c.json", *calibrate, "--out", "p.parquet") == 0
     assert validated(measured, *calibrate) == 0
     assert run("export", measured, "--coefficients", "c.json", "--format", "blis", *calibrate, "--out", "blis") == 0
-    assert len(seen) >= 4
+    assert run("physics", "--coefficients", "c.json", "--batches", 10, *calibrate) == 0
+    assert len(seen) >= 5
+    assert {found.gemm_tflops for found in seen} == {700.0}
+
+
+def test_the_measured_figures_reach_the_catalogue_that_coefficients_are_identified_with(
+    measured, calibration, monkeypatch
+):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--calibrate", calibration, "--out", "c.json") == 0
+    seen = figures_seen(monkeypatch, "srfa-seed")
+    assert run("identify", measured, "--coefficients", "c.json", "--calibrate", calibration) == 0
     assert {found.gemm_tflops for found in seen} == {700.0}
 
 
@@ -264,6 +283,14 @@ def test_a_refit_from_a_prior_is_few_shot(measured, calibration, tmp_path):
     assert (source.provenance.transfer, refitted.provenance.transfer) == ("zero-shot", "few-shot")
     assert set(refitted.provenance.transfer_sha256) == {"source.json", "h100.json"}
     assert refitted.blocks["compute"].values == pytest.approx(source.blocks["compute"].values, rel=1e-3, abs=1e-2)
+
+
+def test_intervals_of_a_refit_from_a_prior_are_refused_because_nothing_measures_them(measured, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "source.json") == 0
+    refit = ("--estimator", "srfa-seed", "--prior", "source.json", "--intervals")
+    assert run("fit", measured, *refit, "--out", "c.json") == 2
+    assert "--intervals measures fits without a prior" in capsys.readouterr().err
+    assert not cli.Path("c.json").exists()
 
 
 def test_a_prior_of_another_estimator_is_refused_by_name(measured, fitted, capsys):
@@ -370,3 +397,62 @@ def test_what_srfa_did_not_raise_on_purpose_keeps_its_traceback(measured, monkey
     monkeypatch.setattr(cli, "load_observations", fault)
     with pytest.raises(ZeroDivisionError):
         run("fit", measured, "--out", "c.json")
+
+
+def test_physics_shows_its_rules_writes_its_report_for_the_gate_and_ends_with_5_where_broken(measured, fitted, capsys):
+    assert run("physics", "--coefficients", fitted, "--batches", 300, "--out", "physics.json") == 0
+    assert "monotone_in_context" in capsys.readouterr().out
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "seed.json") == 0
+    assert run("physics", "--coefficients", "seed.json", "--batches", 300, "--out", "broken.json", "--json") == 5
+    shown = capsys.readouterr()
+    assert "roofline_floor BROKEN" in shown.err
+    assert json.loads(shown.out[shown.out.index("{") :])["estimator"] == "srfa-seed"
+    assert validated(measured) == 0
+    cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json") == 0
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
+    assert run("gate", "r.json", "--limits", "limits.yaml") == 1
+    assert "physics is required and was not checked" in capsys.readouterr().err
+
+
+def test_intervals_of_a_fit_reach_every_prediction_by_its_grade(measured, tmp_path, capsys):
+    assert run("fit", measured, "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    intervals = read_coefficients(cli.Path("c.json")).intervals
+    assert [one.source for one in intervals.grades][2:4] == ["leave-one-model-out", "leave-one-gpu-out"]
+    table = planted_table()
+    position = table.column_names.index("gpu")
+    pq.write_table(table.set_column(position, "gpu", pa.array(["h200-sxm-141gb"] * table.num_rows)), "strange.parquet")
+    for name, grade in ((measured, 0), ("strange.parquet", 3)):
+        assert run("predict", name, "--coefficients", "c.json", "--out", "out.parquet") == 0
+        out = pq.read_table("out.parquet").slice(0, 1).to_pylist()[0]
+        assert out["domain_grade"] == grade
+        ratio = out["predicted_step_time_us_p95"] / out["predicted_step_time_us_p05"]
+        assert math.log(ratio) == pytest.approx(intervals.grades[grade].p95 - intervals.grades[grade].p05)
+    assert "GPU h200-sxm-141gb was not in the fit" in out["domain_reason"]
+
+
+def test_coverage_is_measured_where_asked_for_and_kept_in_the_report(measured, capsys):
+    assert validated(measured, "--split", "leave-one-workload-out", "--coverage") == 0
+    gpus, workloads = read_reports(cli.Path("r.json"))
+    assert [one.held_out for one in gpus.coverage] == list(GPUS)
+    assert [one.n_groups for one in workloads.coverage] == [2, 2, 2]
+    assert "prediction intervals hold" in capsys.readouterr().out
+    assert validated(measured) == 0
+    assert read_reports(cli.Path("r.json"))[0].coverage == ()
+
+
+def test_identify_names_what_moves_together_and_a_job_that_would_help(measured, capsys):
+    assert run("fit", measured, "--estimator", "srfa-seed", "--out", "seed.json") == 0
+    assert run("identify", measured, "--coefficients", "seed.json") == 0
+    shown = capsys.readouterr()
+    assert "fixed.base_overhead, fixed.intercept" in shown.err
+    assert "EP > 1 (leaves" in shown.out
+    assert run("identify", measured, "--coefficients", "seed.json", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["n_jobs"] == 18
+    assert {one["name"] for one in document["parameters"] if one["weak"]} >= {"fixed.ep_communication"}
+
+
+def test_an_estimator_with_nothing_to_identify_says_so(measured, fitted, capsys):
+    assert run("identify", measured, "--coefficients", fitted) == 2
+    assert "no named coefficients" in capsys.readouterr().err

@@ -68,9 +68,9 @@ class CountingEstimator(LinearEstimator):
         self.asked.append("features")
         return super().features(observations, catalog)
 
-    def fit(self, features, config):
+    def fit(self, features, config, *, prior=None):
         self.asked.append("fit")
-        return super().fit(features, config)
+        return super().fit(features, config, prior=prior)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from srfa.export import check_blis
 from srfa.figures import draw_figures
 from srfa.gate import Limits, check_gate
 from srfa.leaderboard import read_leaderboard
+from srfa.physics import check_physics
+from srfa.physics_report import read_physics
 from srfa.provenance import provenance_of
 from srfa.release import Material, publish, read_release, release_id
 from srfa.report_folder import write_report
@@ -171,3 +173,13 @@ def test_the_export_of_a_release_is_what_blis_accepts(published):
         "a100-sxm-80gb",
         "h100-sxm-80gb",
     }
+
+
+def test_a_check_of_physics_is_kept_in_the_release_and_told_in_its_report(material, tmp_path):
+    report = check_physics(estimator_named("roofline"), material.coefficients, material.catalog, n_batches=100)
+    decision = check_gate(material.reports, LIMITS, physics=report)
+    release = publish(replace(material, physics=report, decision=decision), tmp_path)
+    assert read_physics(tmp_path / release.release_id / "physics.json") == report
+    assert "monotone_in_model_size" in (tmp_path / release.release_id / "report.md").read_text()
+    write_report(tmp_path / release.release_id, tmp_path / "report.html")
+    assert "monotone_in_model_size" in (tmp_path / "report.html").read_text()

@@ -71,3 +71,22 @@ def test_every_public_file_can_be_validated_by_job(shared_data, run, tmp_path, n
     assert run("validate", steps, "--split", "leave-one-job-out", "--estimator", "roofline", "--out", "r.json") == 0
     (report,) = read_reports(tmp_path / "r.json")
     assert report.pooled.mape_pct < 100
+
+
+def test_intervals_hold_most_steps_of_models_and_tp_sizes_that_were_held_out(shared_data, run, tmp_path):
+    steps, splits = shared_data / "steps_a100_h100.parquet", ("leave-one-model-out", "leave-one-tp-out")
+    asked = [part for split in splits for part in ("--split", split)]
+    assert run("validate", steps, *asked, "--estimator", "roofline", "--coverage", "--out", "r.json") == 0
+    for report in read_reports(tmp_path / "r.json"):
+        shares = [group.share_inside for group in report.coverage]
+        assert 0.85 < sum(shares) / len(shares) < 0.97
+
+
+def test_steps_of_another_card_and_engine_are_graded_as_strangers(shared_data, run, tmp_path):
+    assert run("fit", shared_data / "steps_a100_h100.parquet", "--estimator", "roofline", "--out", "c.json") == 0
+    other = shared_data / "steps_rtxpro6000_mixed.parquet"
+    assert run("predict", other, "--coefficients", "c.json", "--out", "p.parquet") == 0
+    table = pq.read_table(tmp_path / "p.parquet", columns=["model", "domain_grade", "domain_reason"])
+    grades = {(row["model"].rpartition("/")[2], row["domain_grade"]) for row in table.to_pylist()}
+    assert grades == {("Llama-3.1-8B", 3), ("Qwen3-32B", 4)}
+    assert all("GPU rtx-pro-6000-96gb was not in the fit" in one for one in table["domain_reason"].to_pylist())

@@ -27,7 +27,9 @@ def measured(deployed, inputs, tmp_path_factory):
     """One real run, and what the command that started it said."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "matrix.yaml").write_text(MATRIX)
-    (folder / "wide.yaml").write_text("splits: {leave-one-gpu-out: {max_mape_pct: 100000}}\n")
+    (folder / "wide.yaml").write_text(
+        "splits: {leave-one-gpu-out: {max_mape_pct: 100000}}\nphysics: {required: false}\n"
+    )
     parameters = {"matrix": str(folder / "matrix.yaml"), "store": str(folder / "store"), "run_id": "real"}
     finished = deployed.deployment_run(1500, limits=str(folder / "wide.yaml"), **parameters)
     return finished, open_store(str(folder / "store")), parameters

@@ -1,16 +1,39 @@
-"""What a candidate is compared with before its release; tasks are called without Prefect."""
+"""From a candidate to its verdict: what validations, physics and yardsticks add to coefficients, without Prefect."""
+
+from dataclasses import dataclass
 
 import pytest
 
 from srfa import compare
 from srfa.coefficients import FitConfig
-from srfa.errors import CatalogError
+from srfa.errors import CatalogError, GateFailed, UnknownConfigurationError
+from srfa.estimators import ESTIMATORS
 from srfa.gate import Limits
 from srfa.leaderboard import read_leaderboard
 from tasks import stages, training
-from tests.planted import planted_observations
+from tests.planted import GPUS, MODELS, LinearEstimator, planted_observations
 
+JUDGED = {"leave-one-gpu-out": {"max_mape_pct": 1000}, "leave-one-model-out": {"max_mape_pct": 1000}}
 SPLITS = ("leave-one-gpu-out", "time")
+
+
+@dataclass(frozen=True)
+class ByConfiguration(LinearEstimator):
+    """Knows the planted models at the planted parallel sizes only."""
+
+    name: str = "by-configuration"
+
+    def features(self, observations, catalog):
+        for one in observations.configurations:
+            tp = one.tensor_parallel_size
+            if one.model not in MODELS or one.expert_parallel_size > 1 or tp not in {1, 2, 4}:
+                raise UnknownConfigurationError(f"planted: {one.model} at TP {tp} was not measured")
+        return super().features(observations, catalog)
+
+
+@pytest.fixture
+def dataset(planted, shipped):
+    return training.Dataset(planted, shipped, {"planted": "00"})
 
 
 @pytest.fixture(autouse=True)
@@ -19,21 +42,63 @@ def two_yardsticks(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def dataset(shipped):
+def noisy(shipped):
     return training.Dataset(planted_observations(noise=0.02), shipped, {"planted": "00"})
 
 
 @pytest.fixture(scope="module")
-def candidate(dataset):
+def candidate(noisy):
     config = FitConfig(lambda_gamma=(0.001,), lambda_beta=(0.001,), huber_delta=(0.1,))
-    coefficients = training.fit(dataset, "srfa-seed", config)
+    coefficients = training.fit(noisy, "srfa-seed", config)
     return training.with_validation(
-        coefficients, [training.validate(dataset, "srfa-seed", split, config) for split in SPLITS]
+        coefficients, [training.validate(noisy, "srfa-seed", split, config) for split in SPLITS]
     )
 
 
-def test_a_candidate_stands_beside_the_yardsticks_with_the_figures_of_its_own_validation(candidate, dataset):
-    board = stages.compare.fn(candidate, dataset).leaderboard
+def candidate_of(dataset, estimator):
+    coefficients = training.fit(dataset, estimator, FitConfig(huber_delta=(0.1,), lambda_gamma=(0.01,)))
+    validations = [training.validate(dataset, estimator, split, FitConfig()) for split in JUDGED]
+    return training.with_validation(coefficients, validations)
+
+
+def judged(made, *, required):
+    return training.judge(made, Limits.model_validate({"splits": JUDGED, "physics": {"required": required}}))
+
+
+def test_a_fit_knows_its_domain_and_validations_that_ran_anyway_give_its_intervals(dataset):
+    made = candidate_of(dataset, "roofline").coefficients
+    assert made.domain.gpus == GPUS
+    sources = [one.source for one in made.intervals.grades]
+    assert sources[:4] == ["prior", "prior", "leave-one-model-out", "leave-one-gpu-out"]
+
+
+def test_broken_physics_is_refused_where_it_is_required_and_told_where_not(dataset, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "linear", LinearEstimator(slower=0.01, slower_from_us=0.5))
+    made = training.with_physics(candidate_of(dataset, "linear"), dataset)
+    with pytest.raises(GateFailed, match="roofline_floor BROKEN"):
+        judged(made, required=True).require_passed()
+    told = judged(made, required=False)
+    assert told.passed
+    assert any("told, not required" in finding.sentence for finding in told.findings)
+
+
+def test_sound_physics_passes_and_a_check_that_was_not_made_does_not(dataset):
+    made = candidate_of(dataset, "roofline")
+    assert judged(training.with_physics(made, dataset), required=True).passed
+    assert not judged(made, required=True).passed
+
+
+def test_an_estimator_that_learns_by_configuration_is_asked_on_those_it_knows(dataset, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "by-configuration", ByConfiguration())
+    made = training.with_physics(candidate_of(dataset, "by-configuration"), dataset)
+    found = {finding.rule: finding for finding in made.physics.findings}
+    assert found["roofline_floor"].n_checked > 0
+    assert found["monotone_in_model_size"].n_checked == 0
+    assert made.physics.passed
+
+
+def test_a_candidate_stands_beside_the_yardsticks_with_the_figures_of_its_own_validation(candidate, noisy):
+    board = stages.compare.fn(candidate, noisy).leaderboard
     assert board.estimators == ("srfa-seed", "roofline")
     (data,) = board.datasets
     assert [split.split for split in data.splits] == list(SPLITS)
@@ -42,17 +107,29 @@ def test_a_candidate_stands_beside_the_yardsticks_with_the_figures_of_its_own_va
     assert data.provenance == candidate.coefficients.provenance
 
 
-def test_a_release_holds_the_leaderboard_of_its_candidate(candidate, dataset, tmp_path):
-    compared = training.with_leaderboard(candidate, dataset)
+def test_a_release_holds_the_leaderboard_of_its_candidate(candidate, noisy, tmp_path):
+    compared = training.with_leaderboard(candidate, noisy)
     decision = training.judge(compared, Limits.model_validate({"splits": {"time": {}}}))
-    release = training.write_release(compared, decision, dataset, tmp_path)
+    release = training.write_release(compared, decision, noisy, tmp_path)
     assert read_leaderboard(tmp_path / release.release_id / "leaderboard.json") == compared.leaderboard
     assert {"leaderboard.json", "leaderboard.png"} <= set(release.files)
 
 
-def test_a_comparison_that_fails_is_no_condition_for_a_release(candidate, dataset, monkeypatch):
+def test_a_comparison_that_fails_is_no_condition_for_a_release(candidate, noisy, monkeypatch):
     def fail(*_):
         raise CatalogError("planted")
 
     monkeypatch.setattr(training, "with_leaderboard", fail)
-    assert stages.compare.fn(candidate, dataset) is candidate
+    assert stages.compare.fn(candidate, noisy) is candidate
+
+
+def test_a_release_holds_the_leaderboard_and_the_physics_of_its_candidate(candidate, noisy, tmp_path):
+    judged_on = stages.check_physics.fn(stages.compare.fn(candidate, noisy), noisy)
+    assert judged_on.leaderboard is not None
+    decision = training.judge(judged_on, Limits.model_validate({"splits": {"time": {}}}))
+    release = training.write_release(judged_on, decision, noisy, tmp_path)
+    assert {"leaderboard.json", "physics.json"} <= set(release.files)
+    report = (tmp_path / release.release_id / "report.md").read_text()
+    order = ["Verdict", "Folds: time", "Leaderboard", "Physics", "Coefficients of srfa-seed"]
+    places = [report.index(f"## {heading}") for heading in order]
+    assert places == sorted(places)

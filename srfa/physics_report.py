@@ -1,0 +1,100 @@
+"""What a check of physics found, as data: for the gate, a file, and people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from srfa.errors import InputError
+from srfa.specs import Spec
+
+PhysicsRule = Literal[
+    "positive_and_finite",
+    "monotone_in_prefill_tokens",
+    "monotone_in_context",
+    "monotone_in_batch",
+    "roofline_floor",
+    "tp_speedup",
+    "tp_slowdown",
+    "monotone_in_model_size",
+]
+
+
+class PhysicsFinding(Spec):
+    """One rule over all batches it was asked of.
+
+    Parameters
+    ----------
+    n_checked, n_broken
+        Batches (or pairs of them) the rule was asked of, and those that break it.
+    value, limit
+        The worst case and what it may be; None where the rule could not be asked.
+    worst
+        The worst case in words: GPU, model, parallelism, batch.
+    sentence
+        The finding for people.
+    """
+
+    rule: PhysicsRule
+    n_checked: int
+    n_broken: int
+    value: float | None
+    limit: float | None
+    worst: str
+    passed: bool
+    sentence: str
+
+
+class PhysicsReport(Spec):
+    """What an estimator's predictions were asked, and what came of it.
+
+    Parameters
+    ----------
+    configurations
+        The GPUs, models and parallel sizes that batches were drawn on, in words.
+    """
+
+    schema_version: Literal[1] = 1
+    estimator: str
+    n_batches: int
+    seed: int
+    configurations: tuple[str, ...]
+    findings: tuple[PhysicsFinding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True where every rule holds."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def broken(self) -> tuple[PhysicsFinding, ...]:
+        """The rules that do not hold."""
+        return tuple(finding for finding in self.findings if not finding.passed)
+
+
+def write_physics(report: PhysicsReport, path: Path) -> None:
+    """Write ``physics.json`` under a temporary name and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(report.model_dump_json(indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_physics(path: Path) -> PhysicsReport:
+    """Read ``physics.json``.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not JSON, or has an unknown, missing or malformed field.
+    """
+    try:
+        return PhysicsReport.model_validate_json(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa physics --out'") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with 'srfa physics --out'") from error
