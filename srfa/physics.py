@@ -37,9 +37,6 @@ TP_SLOWDOWN_LIMIT = 1.3
 """A large prefill keeps every GPU busy, so halving the work must outweigh what smaller matrices lose; beside this
 factor the slower server is granted the time of its all-reduces at a third of the link's rate."""
 LINK_SHARE = 1.0 / 3.0
-MOE_KERNEL_FACTOR = 1.5
-"""vLLM has a tuned fused-MoE kernel for some shards and not for their halves: up to 66 % between the two was measured
-(Mixtral on one GPU generation), so both limits on TP are this much wider for mixture-of-experts models."""
 _LARGE_PREFILL_TOKENS = (4096, 16_384)
 _SIDE_SHARE = 0.2
 """Pairs for a rule on TP or model size, as a share of the batches: fewer dimensions to cover."""
@@ -204,18 +201,17 @@ def _on_tp(
             yield rule.unasked("no model of the fit runs on two tensor-parallel sizes, one twice the other")
         return
     index = rng.integers(0, len(pairs), n_pairs)
-    factor = np.where([catalog.resolve_model(pair.less.model).is_moe for pair in pairs], MOE_KERNEL_FACTOR, 1.0)[index]
     any_batch = random_batches(n_pairs, rng)
     large = prefill_batches(np.rint(log_uniform(rng, *_LARGE_PREFILL_TOKENS, n_pairs)))
     try:
         one, two, asked, _ = _both(predict, pairs, index, any_batch)
-        yield _SPEEDUP.judge(one / two / factor, asked)
+        yield _SPEEDUP.judge(one / two, asked)
         one, two, asked, wide = _both(predict, pairs, index, large)
     except UnknownConfigurationError as error:
         yield _SPEEDUP.unasked(str(error))
         yield _SLOWDOWN.unasked(str(error))
         return
-    yield _SLOWDOWN.judge((two - _all_reduces_us(wide, catalog)) / one / factor, asked)
+    yield _SLOWDOWN.judge((two - _all_reduces_us(wide, catalog)) / one, asked)
 
 
 def _on_size(predict: Predict, pairs: tuple[Pair, ...], n_pairs: int, rng: np.random.Generator) -> PhysicsFinding:

@@ -12,6 +12,7 @@ from srfa.observations import Configuration
 from srfa.specs import ModelSpec
 
 _SIZES = (1, 2, 4, 8)
+_ONE_KERNEL = "triton"
 _DENSE, _MOE = "Llama-3.1-8B", "Mixtral-8x7B-v0.1"
 _DIMENSIONS = (
     "hidden_size",
@@ -57,9 +58,13 @@ def configurations_of(coefficients: Coefficients, catalog: Catalog) -> tuple[Con
 
 
 def tp_pairs(where: Iterable[Configuration], catalog: Catalog) -> tuple[Pair, ...]:
-    """Return each configuration with the one of twice its TP, where that divides the model; EP grows along."""
+    """Return each configuration with the one of twice its TP, where that divides the model; EP grows along.
+
+    Both run the same kernel: vLLM has tuned fused-MoE tiles for some shards and not for their halves, which says
+    nothing of TP. Where no job says which kernel ran, both get one by name.
+    """
     pairs = []
-    for one in where:
+    for one in (replace(place, moe_kernel=place.moe_kernel or _ONE_KERNEL) for place in where):
         tp = 2 * one.tensor_parallel_size
         ep = tp if one.expert_parallel_size > 1 else 1
         if (tp, ep) in _parallel_sizes(catalog.resolve_model(one.model)):
