@@ -19,8 +19,8 @@ from srfa.roofline import Place, bytes_per_us, flops_per_us
 from srfa.routing import TOKENS, RankLoad, busiest_rank
 from srfa.units import CYCLES_PER_US_PER_MHZ
 
-UNTUNED: Final = "triton-default"
-"""The value of the job fact ``moe_kernel`` for the kernel without tuned tiles; any other one is a tuned kernel."""
+_UNTUNED_WORDS: Final = ("default", "untuned")
+"""What the job fact ``moe_kernel`` says of a kernel without tuned tiles (``triton-default``); any other is tuned."""
 _SMALL_TILE_FLOPS_PER_CLOCK: Final = 683.0
 _LARGE_TILE_FLOPS_PER_CLOCK: Final = 2048.0
 _LEAST_US: Final = 1e-9  # the logarithm of nothing
@@ -33,7 +33,7 @@ def is_tuned(place: Place) -> bool:
     """
     kernel = place.configuration.moe_kernel
     if kernel is not None:
-        return kernel != UNTUNED
+        return not any(word in kernel.lower() for word in _UNTUNED_WORDS)
     configs, model, shard = place.gpu.fused_moe_configs, place.model, place.shard
     if configs is None or not model.is_moe:
         return False

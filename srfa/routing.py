@@ -35,6 +35,7 @@ _LARGEST_SHARE: Final = 0.8
 _ROUNDS: Final = 12
 """Each hands out most of what is missing; experts that are full drop out of the next."""
 _POWER_LAW: Final = "power_law_"
+_AT_RANDOM: Final = (None, "random", "uniform")
 
 Draw = Callable[[np.random.Generator, int, int, int], FloatArray]
 """``(generator, tokens, experts, top_k)`` to token counts of each expert, shape ``(n_draws, experts)``."""
@@ -68,8 +69,8 @@ def busiest_rank(routing: str | None, experts: int, top_k: int, ranks: int) -> R
     ----------
     routing
         ``balanced``: tokens are dealt to the experts in turn. ``power_law_<exponent>``: an expert's popularity follows
-        a bounded power law (the skew that ai-dynamo/aiconfigurator measures with). None: every token chooses ``top_k``
-        experts at random.
+        a bounded power law (the skew that ai-dynamo/aiconfigurator measures with). None, ``random`` or ``uniform``: every token chooses
+        ``top_k`` experts at random.
     experts, top_k, ranks
         Routed experts of the layer, those a token goes to, and the ranks they are spread over in equal blocks.
 
@@ -85,17 +86,17 @@ def busiest_rank(routing: str | None, experts: int, top_k: int, ranks: int) -> R
 
 
 def _drawing(routing: str | None) -> Draw:
-    if routing is None:
+    if routing in _AT_RANDOM:
         return _random
     if routing == "balanced":
         return _balanced
     try:
-        exponent = float(routing.removeprefix(_POWER_LAW)) if routing.startswith(_POWER_LAW) else np.nan
+        exponent = float(str(routing).removeprefix(_POWER_LAW)) if str(routing).startswith(_POWER_LAW) else np.nan
     except ValueError:
         exponent = np.nan
     if not np.isfinite(exponent):
         raise ObservationsError(
-            f"moe_routing={routing!r} is unknown; use 'balanced', 'power_law_<exponent>' or leave it null (random)"
+            f"moe_routing={routing!r} is unknown; use 'balanced', 'power_law_<exponent>', 'random' or null"
         )
     return lambda generator, tokens, experts, top_k: _power_law(generator, tokens, experts, top_k, exponent=exponent)
 

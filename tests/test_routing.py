@@ -65,7 +65,7 @@ def test_the_same_question_has_the_same_answer():
     assert busiest_rank("power_law_1.01", 16, 2, 2).pairs.tolist() == first.pairs.tolist()
 
 
-@pytest.mark.parametrize("routing", ["uniform", "power_law_", "power_law_steep"])
+@pytest.mark.parametrize("routing", ["skewed", "power_law_", "power_law_steep"])
 def test_an_unknown_routing_is_refused_by_name(routing):
     with pytest.raises(ObservationsError, match=f"moe_routing='{routing}' is unknown; use 'balanced'"):
         busiest_rank(routing, 8, 2, 1)
