@@ -17,7 +17,7 @@ from srfa.precision import number_bytes
 from srfa.ragged import FloatArray
 from srfa.roofline import Place, bytes_per_us, flops_per_us
 from srfa.routing import TOKENS, RankLoad, busiest_rank
-from srfa.units import CYCLES_PER_US_PER_MHZ
+from srfa.units import CYCLES_PER_US_PER_MHZ, FLOPS_PER_US_PER_TFLOPS
 
 _UNTUNED_WORDS: Final = ("default", "untuned")
 """What the job fact ``moe_kernel`` says of a kernel without tuned tiles (``triton-default``); any other is tuned."""
@@ -66,7 +66,9 @@ def _row_us(place: Place, load: RankLoad) -> FloatArray:
         return np.asarray(load.pairs / peak)
     if is_tuned(place):
         return np.asarray(load.small_rows / peak)
-    clock = place.gpu.datasheet.sm_count * place.gpu.datasheet.boost_clock_mhz * CYCLES_PER_US_PER_MHZ
+    sheet = place.gpu.datasheet
+    narrowing = peak / (sheet.bf16_tflops * FLOPS_PER_US_PER_TFLOPS)  # half the bytes an operand, twice the operations
+    clock = sheet.sm_count * sheet.boost_clock_mhz * CYCLES_PER_US_PER_MHZ * narrowing
     small = load.small_rows / min(peak, clock * _SMALL_TILE_FLOPS_PER_CLOCK)
     large = load.large_rows / min(peak, clock * _LARGE_TILE_FLOPS_PER_CLOCK)
     return np.asarray(np.where(place.shard.experts_on_rank >= TOKENS, small, large))

@@ -69,8 +69,8 @@ def busiest_rank(routing: str | None, experts: int, top_k: int, ranks: int) -> R
     ----------
     routing
         ``balanced``: tokens are dealt to the experts in turn. ``power_law_<exponent>``: an expert's popularity follows
-        a bounded power law (the skew that ai-dynamo/aiconfigurator measures with). None, ``random`` or ``uniform``: every token chooses
-        ``top_k`` experts at random.
+        a bounded power law (the skew that ai-dynamo/aiconfigurator measures with). None, ``random`` or ``uniform``:
+        every token chooses ``top_k`` experts at random.
     experts, top_k, ranks
         Routed experts of the layer, those a token goes to, and the ranks they are spread over in equal blocks.
 
