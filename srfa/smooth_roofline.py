@@ -108,6 +108,24 @@ def loss_and_slopes(
     return loss, slopes
 
 
+def loss_and_curvature(
+    work: Work, factors: Factors, step_time_us: FloatArray, huber_delta: float
+) -> tuple[float, Factors, FloatArray]:
+    """Return what :func:`loss_and_slopes` does, and the Gauss-Newton matrix of each pair of groups.
+
+    Returns
+    -------
+    FloatArray
+        Mean of ``J J^T`` over the steps within the threshold, ``J`` the derivative of a step's relative error by its
+        memory, compute and linear factors; shape ``(n_gpus, n_softwares, n_factors, n_factors)``.
+    """
+    slopes = Factors(*(np.zeros_like(matrix) for matrix in _matrices(factors)))
+    n_factors = 2 * factors.memory.shape[1] + factors.linear.shape[1]
+    products = np.zeros((len(factors.memory), len(factors.linear), n_factors, n_factors))
+    loss = _curvature(*_arrays(work), *_matrices(factors), step_time_us, huber_delta, *_matrices(slopes), products)
+    return loss, slopes, products + np.triu(products, 1).swapaxes(2, 3)
+
+
 def tangents(work: Work, factors: Factors) -> tuple[FloatArray, FloatArray]:
     """Return ``dR/da`` and ``dR/db`` summed by kind at ``factors``, shape ``(n_steps, n_kinds)`` each.
 
@@ -133,7 +151,7 @@ def _bend(memory_us: float, compute_us: float) -> tuple[float, float, float]:
     ratio = compute_us / memory_us
     u = (ratio - 1.0) / WIDTH
     small = np.exp(-abs(u))
-    softplus = max(u, 0.0) + np.log1p(small)
+    softplus = max(u, 0.0) + np.log(1.0 + small)  # log1p takes thrice as long and differs by 1e-16 of R
     slope = 1.0 / (1.0 + small) if u >= 0.0 else small / (1.0 + small)
     return memory_us * (1.0 + WIDTH * softplus), 1.0 + WIDTH * softplus - slope * ratio, slope
 
@@ -222,6 +240,85 @@ def _loss(  # noqa: PLR0913, PLR0917 - arrays of a compiled loop
     compute_slope /= n_steps
     linear_slope /= n_steps
     return loss / n_steps
+
+
+@compiled
+def _curvature(  # noqa: PLR0913, PLR0917 - arrays of a compiled loop
+    memory: FloatArray,
+    compute: FloatArray,
+    linear: FloatArray,
+    kind: IntArray,
+    gpu: IntArray,
+    software: IntArray,
+    by_memory: FloatArray,
+    by_compute: FloatArray,
+    by_linear: FloatArray,
+    step_time_us: FloatArray,
+    huber_delta: float,
+    memory_slope: FloatArray,
+    compute_slope: FloatArray,
+    linear_slope: FloatArray,
+    products: FloatArray,
+) -> float:
+    n_kinds, n_linear, n_steps = by_memory.shape[1], linear.shape[1], gpu.size
+    row_slope = np.zeros(2 * n_kinds + n_linear)
+    loss = 0.0
+    for row in range(n_steps):
+        g, s = gpu[row], software[row]
+        row_slope[:] = 0.0
+        predicted = _row_slopes(
+            memory[row], compute[row], linear[row], kind, (by_memory[g], by_compute[g], by_linear[s]), row_slope
+        )
+        per_label = 1.0 / step_time_us[row]
+        residual = predicted * per_label - 1.0
+        clipped = min(max(residual, -huber_delta), huber_delta)
+        loss += clipped * (residual - 0.5 * clipped)
+        row_slope *= per_label
+        memory_slope[g] += clipped * row_slope[:n_kinds]
+        compute_slope[g] += clipped * row_slope[n_kinds : 2 * n_kinds]
+        linear_slope[s] += clipped * row_slope[2 * n_kinds :]
+        if clipped == residual:
+            _add_products(row_slope, products[g, s])
+    memory_slope /= n_steps
+    compute_slope /= n_steps
+    linear_slope /= n_steps
+    products /= n_steps
+    return loss / n_steps
+
+
+@compiled
+def _row_slopes(
+    memory: FloatArray,
+    compute: FloatArray,
+    linear: FloatArray,
+    kind: IntArray,
+    factors: tuple[FloatArray, FloatArray, FloatArray],
+    slope: FloatArray,
+) -> float:
+    """Return a step's time and add its derivative by each factor to ``slope``."""
+    by_memory, by_compute, by_linear = factors
+    n_kinds = by_memory.size
+    predicted = 0.0
+    for column in range(kind.size):
+        m, c, of = memory[column], compute[column], kind[column]
+        if m > 0.0:
+            value, dm, dc = _bend(m * by_memory[of], c * by_compute[of])
+            predicted += value
+            slope[of] += dm * m
+            slope[n_kinds + of] += dc * c
+    for term in range(linear.size):
+        predicted += linear[term] * by_linear[term]
+        slope[2 * n_kinds + term] = linear[term]
+    return predicted
+
+
+@compiled
+def _add_products(slope: FloatArray, products: FloatArray) -> None:
+    """Add the upper triangle of ``slope slope^T``."""
+    for at in range(slope.size):
+        if slope[at] != 0.0:
+            for other in range(at, slope.size):
+                products[at, other] += slope[at] * slope[other]
 
 
 @compiled

@@ -6,8 +6,9 @@ term, then the deviations: of each GPU's memory and compute factors, and of each
 ``mean Huber(predicted / measured - 1) + (w / 2) (1 + 100 / n) sum ((log theta - log prior) / sd)^2``
 
 for ``n`` steps: up to about a hundred each tells something new, beyond that they repeat each other within their jobs.
-It is started at the convex fit of the tangent plane at the prior (cvxpy), then minimised by L-BFGS-B with its exact
-gradient. A factor below its bound is held there: no fit predicts a step faster than memory and tensor cores are.
+It is started at the convex fit of the tangent plane at the prior (cvxpy), brought near the optimum by damped
+Gauss-Newton steps (:mod:`srfa.fit.descent`), then minimised by L-BFGS-B with its exact gradient. A factor below its
+bound is held there: no fit predicts a step faster than memory and tensor cores are.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from scipy.optimize import Bounds, minimize
 
 from srfa.coefficients import FitConfig
 from srfa.fit.convex import bounded_huber, stratified_rows
+from srfa.fit.descent import Model, descend
 from srfa.fit.objective import column_scale
 from srfa.fit.softplus import Solution
 from srfa.ragged import FloatArray, IntArray
-from srfa.smooth_roofline import Factors, Work, loss_and_slopes, tangents
+from srfa.smooth_roofline import Factors, Work, loss_and_curvature, loss_and_slopes, tangents
 
 LEAST_MEMORY: Final = 0.87
 """Bound of a memory factor: ``R(0.87 m, 0) = m``, the peak bandwidth."""
 LEAST_COMPUTE: Final = 1.0
 """Bound of a compute factor: the dense peak."""
-_FIRST_ROWS: Final = 60_000
+_FIRST_ROWS: Final = 10_000
 """A fit of more steps is first solved on this many, stratified by label; few passes over all of them remain then."""
 _TELLING_STEPS: Final = 100.0
 _LARGEST_LOG: Final = 25.0
@@ -93,6 +95,28 @@ class Layout:
         own = [memory[:-1].sum(axis=1), compute[:-1].sum(axis=1), linear[:-1] @ self.is_host]
         return np.concatenate([*shared, *own])
 
+    def curvature(self, factors: Factors, products: FloatArray) -> FloatArray:
+        """Return the Gauss-Newton matrix by the logarithms from those by the factors of each pair of groups."""
+        memory = factors.memory * (factors.memory > LEAST_MEMORY)
+        compute = factors.compute * (factors.compute > LEAST_COMPUTE)
+        total = np.zeros((sum(self.sizes), sum(self.sizes)))
+        for gpu, software in np.argwhere(products.any(axis=(2, 3))):
+            scale = np.concatenate([memory[gpu], compute[gpu], factors.linear[software]])
+            chain = scale[:, None] * self._chain(int(gpu), int(software))
+            total += chain.T @ products[gpu, software] @ chain
+        return total
+
+    def _chain(self, gpu: int, software: int) -> FloatArray:
+        """Which logarithms add up to the logarithm of each factor of a pair of groups."""
+        n_shared = 2 * self.n_kinds + len(self.is_host)
+        own = np.zeros((n_shared, 2 * self.n_gpus + self.n_softwares))
+        if gpu < self.n_gpus:
+            own[: self.n_kinds, gpu] = 1.0
+            own[self.n_kinds : 2 * self.n_kinds, self.n_gpus + gpu] = 1.0
+        if software < self.n_softwares:
+            own[2 * self.n_kinds :, 2 * self.n_gpus + software] = self.is_host
+        return np.hstack([np.eye(n_shared), own])
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -120,11 +144,28 @@ def objective(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[floa
     """Return the objective and its gradient with respect to the logarithms."""
     factors = task.layout.factors(log_theta)
     loss, slopes = loss_and_slopes(task.work, factors, task.step_time_us, setting.huber_delta)
+    penalty, pull = _penalty(log_theta, task, setting)
+    return loss + penalty, task.layout.gradient(factors, slopes) + pull
+
+
+def local_model(log_theta: FloatArray, task: Task, setting: Setting) -> Model:
+    """Return the objective, its gradient and its Gauss-Newton matrix with respect to the logarithms."""
+    factors = task.layout.factors(log_theta)
+    loss, slopes, products = loss_and_curvature(task.work, factors, task.step_time_us, setting.huber_delta)
+    slope, (penalty, pull) = task.layout.gradient(factors, slopes), _penalty(log_theta, task, setting)
+    bend = np.maximum(slope, 0.0)  # of the logarithm: what a factor that tends to zero feels
+    diagonal = np.diag(bend + _weight(task, setting) / task.prior.log_sd**2)
+    return Model(loss + penalty, slope + pull, task.layout.curvature(factors, products) + diagonal)
+
+
+def _penalty(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[float, FloatArray]:
     distance = (log_theta - task.prior.log_mean) / task.prior.log_sd
-    weight = setting.prior_weight * (1.0 + _TELLING_STEPS / task.work.n_steps)
-    penalty = 0.5 * weight * float(distance @ distance)
-    gradient = task.layout.gradient(factors, slopes) + weight * distance / task.prior.log_sd
-    return loss + penalty, gradient
+    weight = _weight(task, setting)
+    return 0.5 * weight * float(distance @ distance), weight * distance / task.prior.log_sd
+
+
+def _weight(task: Task, setting: Setting) -> float:
+    return setting.prior_weight * (1.0 + _TELLING_STEPS / task.work.n_steps)
 
 
 def tangent_start(task: Task, setting: Setting, config: FitConfig) -> FloatArray:
@@ -161,27 +202,35 @@ def solve(task: Task, setting: Setting, config: FitConfig) -> Solution:
     start_loss = objective(start, task, setting)[0]
     if task.work.n_steps > 2 * _FIRST_ROWS:
         part = task.take(stratified_rows(task.step_time_us, _FIRST_ROWS, config.seed))
-        start = np.asarray(_minimised(start, part, setting, config).x)
-    result = _minimised(start, task, setting, config)
-    message = str(result.message)
-    if not result.success:
-        message += f" after {result.nit} iterations; raise max_iterations or prior_weight"
-    return Solution(np.asarray(result.x), float(result.fun), start_loss, bool(result.success), int(result.nit), message)
-
-
-def _minimised(start: FloatArray, task: Task, setting: Setting, config: FitConfig):  # type: ignore[no-untyped-def]  # noqa: ANN202 - scipy's result has no type
-    lower = np.full(len(start), -_LARGEST_LOG)
-    lower[: task.layout.n_kinds] = np.log(LEAST_MEMORY)
-    lower[task.layout.n_kinds : 2 * task.layout.n_kinds] = np.log(LEAST_COMPUTE)
-    return minimize(
+        start, _ = _descended(start, part, setting, config)
+    near, n_steps = _descended(start, task, setting, config)
+    result = minimize(
         objective,
-        np.maximum(start, lower),
+        near,
         args=(task, setting),
         jac=True,
         method="L-BFGS-B",
-        bounds=Bounds(lower, np.full(len(start), _LARGEST_LOG)),
+        bounds=_bounds(task.layout),
         options={"maxiter": config.max_iterations, "maxfun": 2 * config.max_iterations, "ftol": 1e-12, "gtol": 1e-8},
     )
+    message = str(result.message)
+    if not result.success:
+        message += f" after {result.nit} iterations; raise max_iterations or prior_weight"
+    iterations = n_steps + int(result.nit)
+    return Solution(np.asarray(result.x), float(result.fun), start_loss, bool(result.success), iterations, message)
+
+
+def _descended(start: FloatArray, task: Task, setting: Setting, config: FitConfig) -> tuple[FloatArray, int]:
+    return descend(
+        lambda at: local_model(at, task, setting), start, _bounds(task.layout), max_steps=config.max_iterations
+    )
+
+
+def _bounds(layout: Layout) -> Bounds:
+    lower = np.full(sum(layout.sizes), -_LARGEST_LOG)
+    lower[: layout.n_kinds] = np.log(LEAST_MEMORY)
+    lower[layout.n_kinds : 2 * layout.n_kinds] = np.log(LEAST_COMPUTE)
+    return Bounds(lower, np.full(len(lower), _LARGEST_LOG))
 
 
 def _with_unseen(deviations: FloatArray) -> FloatArray:

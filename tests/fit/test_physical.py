@@ -10,6 +10,7 @@ from srfa.fit.physical import (
     Prior,
     Setting,
     Task,
+    local_model,
     objective,
     solve,
     tangent_start,
@@ -48,6 +49,25 @@ def test_the_gradient_is_that_of_the_objective(at, huber_delta):
         moved[1][position] += 1e-6
         numeric = np.diff([objective(point, one, setting)[0] for point in moved])[0] / 2e-6
         assert gradient[position] == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+
+
+def test_the_local_model_has_the_value_and_gradient_of_the_objective():
+    one, setting = task(noise=0.2), Setting(0.01, 0.1)
+    value, gradient = objective(PLANTED + 0.1, one, setting)
+    model = local_model(PLANTED + 0.1, one, setting)
+    assert model.value == pytest.approx(value, rel=1e-12)
+    assert model.gradient == pytest.approx(gradient, rel=1e-9, abs=1e-12)
+
+
+def test_the_curvature_is_the_derivative_of_the_gradient_where_nothing_is_left_to_explain():
+    one, setting = task(), Setting(1e-9, 0.1)
+    curvature = local_model(PLANTED, one, setting).curvature
+    for position in range(N_PARAMETERS):
+        moved = [PLANTED.copy(), PLANTED.copy()]
+        moved[0][position] -= 1e-5
+        moved[1][position] += 1e-5
+        numeric = np.diff([objective(point, one, setting)[1] for point in moved], axis=0)[0] / 2e-5
+        assert curvature[position] == pytest.approx(numeric, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
