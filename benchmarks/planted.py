@@ -1,4 +1,4 @@
-"""Steps of realistic batches, a million of them in seconds, timed by hard rooflines with overhead and noise."""
+"""Steps of realistic batches, a million of them in seconds, timed by smooth rooflines with overhead and noise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from srfa.observations import Observations, from_table
 from srfa.operators import constants, operator_times, step_totals
 from srfa.ragged import IntArray
 from srfa.roofline import places
+from srfa.smooth_roofline import smooth_roofline
 
 ROOT = Path(__file__).parent.parent
 GPUS = np.array(["a100-sxm-80gb", "h100-sxm-80gb"])
 MODELS = np.array(["meta-llama/Llama-3.1-8B", "mistralai/Mixtral-8x7B-v0.1", "Qwen/Qwen3-30B-A3B"])
 WORKLOADS = np.array(["chat", "code", "summaries"])
 N_JOBS = 60
-ROOFLINE_FACTOR, OVERHEAD_US, NOISE = 1.3, 2_500.0, 0.05
+MEMORY_FACTOR, COMPUTE_FACTOR, OVERHEAD_US, NOISE = 1.1, 1.5, 2_500.0, 0.05
 
 
 def catalog() -> Catalog:
@@ -37,7 +38,8 @@ def table(n_steps: int, *, seed: int = 0) -> pa.Table:
     batches = _batches(n_steps, np.random.default_rng(seed))
     untimed = from_table(batches)
     times = operator_times(step_totals(untimed), untimed.configuration_index, constants(places(untimed, catalog())))
-    labels = ROOFLINE_FACTOR * np.maximum(times.memory_us, times.compute_us).sum(axis=1) + OVERHEAD_US
+    rooflines = smooth_roofline(MEMORY_FACTOR * times.memory_us, COMPUTE_FACTOR * times.compute_us)
+    labels = rooflines.sum(axis=1) + OVERHEAD_US
     labels *= np.random.default_rng(seed + 1).normal(1.0, NOISE, n_steps)
     return batches.set_column(batches.column_names.index("step_time_us"), "step_time_us", pa.array(labels))
 

@@ -37,6 +37,8 @@ class FitConfig(Spec):
         Where the queue features for KV pressure set in: "getting full" and "critical", as ratios of the KV cache.
     folds
         Folds of the search over settings.
+    n_workers
+        Folds of that search tried at a time. It changes no result and is not written with the fit.
     """
 
     lambda_gamma: tuple[float, ...] = (0.001, 0.01, 0.1)
@@ -51,6 +53,7 @@ class FitConfig(Spec):
     max_iterations: PositiveInt = 2000
     convex_max_rows: PositiveInt = 5000
     seed: int = 0
+    n_workers: PositiveInt = Field(default=1, exclude=True)
 
     @model_validator(mode="after")
     def _has_a_threshold(self) -> FitConfig:

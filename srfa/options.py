@@ -50,7 +50,7 @@ class Common:
         return catalog.calibrated({str(path): read_microbenchmark(path) for path in microbenchmarks or ()})
 
     def fit_config(self, path: Path | None) -> FitConfig:
-        """Read the settings of a fit; the seed of this call goes before the file's, where one was given.
+        """Read the settings of a fit; seed and processes of this call go before the file's, where they were given.
 
         Raises
         ------
@@ -58,7 +58,8 @@ class Common:
             The file cannot be read or a setting is unknown or out of range, with its line.
         """
         config = load_fit_config(path) if path else FitConfig()
-        return config.model_copy(update={"seed": self.seed}) if self.seed else config
+        given = {"seed": self.seed} if self.seed else {}
+        return config.model_copy(update=given | ({"n_workers": self.jobs} if self.jobs > 1 else {}))
 
 
 def calibrated(common: Common, microbenchmarks: list[Path] | None) -> Catalog:

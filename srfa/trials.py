@@ -76,11 +76,12 @@ class Trial:
 
     def tasks(self) -> Iterator[Task]:
         """Yield one task a fold, its rows cut out only now."""
+        config = self.config.model_copy(update={"n_workers": 1})  # processes share the folds already
         for fold in self.folds:
             features, test = self.features, self.steps.take(fold.test)
             matrices = (features.take(fold.train), features.take(fold.test)) if features else None
             n_train_jobs = len(np.unique(self.steps.job_ids[fold.train]))
-            yield Task(self.estimator, self.config, fold, n_train_jobs, matrices, test, self.refusal)
+            yield Task(self.estimator, config, fold, n_train_jobs, matrices, test, self.refusal)
 
 
 @dataclass(frozen=True, slots=True)

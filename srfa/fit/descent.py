@@ -15,7 +15,8 @@ from scipy.optimize import Bounds, lsq_linear
 from srfa.ragged import FloatArray
 
 _FIRST_DAMPING: Final = 1e-3
-_LARGEST_DAMPING: Final = 1e9
+_LARGEST_DAMPING: Final = 100.0
+"""Where even shorter steps keep no promise the objective has a kink (a factor meets its bound): left to others."""
 _FARTHEST: Final = 1.0
 """No parameter moves more in one step: the quadratic says nothing of what is farther."""
 _LEAST_GAIN: Final = 1e-10

@@ -36,7 +36,8 @@ def warmed_up(features: FeatureMatrix, config: FitConfig, *, prior: Coefficients
     FitError
         Fewer than 20 steps are left, or 10 with a prior.
     """
-    kept = features.take(np.flatnonzero(features.step_index >= config.warmup_steps))
+    warm = features.step_index >= config.warmup_steps
+    kept = features if warm.all() else features.take(np.flatnonzero(warm))
     least = _MIN_STEPS_WITH_PRIOR if prior else _MIN_STEPS
     if kept.n_steps < least:
         raise FitError(

@@ -8,6 +8,7 @@ from itertools import product
 from typing import TypeVar
 
 import numpy as np
+from joblib import Parallel, delayed
 from sklearn.model_selection import GroupKFold
 
 from srfa.coefficients import FitConfig
@@ -71,14 +72,17 @@ def choose_setting(
 ) -> Setting:
     """Return the setting of ``grid`` with the lowest MAPE on held-out jobs.
 
-    With one setting, or too few jobs to hold any out, the middle of the grid is taken unsearched.
+    With one setting, or too few jobs to hold any out, the middle of the grid is taken unsearched. ``config.n_workers``
+    folds are tried at a time, in threads: most of a fit is compiled. ``joblib.parallel_config`` around the call puts
+    another backend in their place, such as Ray's. The result is the same with any number.
     """
     folds = min(config.folds, len(np.unique(job_index)))
     if len(grid) == 1 or folds < 2:
         return grid[len(grid) // 2]
     rows = stratified_rows(step_time_us, _SEARCH_ROWS, config.seed)
-    total = sum(scores(rows[train], rows[test]) for train, test in grouped_folds(job_index[rows], folds))
-    return grid[int(np.argmin(total))]
+    parts = [(rows[train], rows[test]) for train, test in grouped_folds(job_index[rows], folds)]
+    pool = Parallel(n_jobs=min(config.n_workers, len(parts)), prefer="threads")
+    return grid[int(np.argmin(sum(pool(delayed(scores)(*part) for part in parts))))]
 
 
 def grouped_folds(groups: IntArray, folds: int) -> Iterator[tuple[IntArray, IntArray]]:
