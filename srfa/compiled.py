@@ -11,5 +11,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function of numbers and arrays at its first call; it releases the interpreter lock while it runs."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    """Compile a function of numbers and arrays at its first call; it releases the interpreter lock while it runs.
+
+    Where neither ``NUMBA_CACHE_DIR``, the package's folder nor the home can be written, every process compiles anew.
+    """
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # numba's word for "no place to keep it", raised when decorated
+        return cast(Function, numba.njit(nogil=True)(function))

@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from srfa.coefficients import FitConfig
-from srfa.fit.search import choose_penalty, settings
+from srfa.fit.search import choose_penalty, choose_setting, settings
 from tests.fit.test_softplus import planted
 
 
@@ -44,3 +44,24 @@ def test_adaptive_thresholds_join_the_fixed_ones():
 def test_settings_without_any_threshold_are_refused():
     with pytest.raises(ValidationError, match="huber_delta and huber_delta_iqr are both empty"):
         FitConfig(huber_delta=())
+
+
+def test_any_number_of_workers_sees_the_same_folds_and_chooses_the_same():
+    labels = np.random.default_rng(0).lognormal(size=60)
+    seen = {}
+
+    for n_workers in (1, 3):
+        folds = seen.setdefault(n_workers, [])
+
+        def scores(train, test, folds=folds):
+            folds.append((tuple(train), tuple(test)))
+            return np.array([2.0, 1.0, 3.0])
+
+        config = FitConfig(n_workers=n_workers)
+        assert choose_setting(("a", "b", "c"), labels, np.arange(60) % 7, config=config, scores=scores) == "b"
+    assert len(seen[1]) == 5
+    assert sorted(seen[3]) == sorted(seen[1])
+
+
+def test_the_number_of_workers_is_not_written_with_a_fit():
+    assert "n_workers" not in FitConfig(n_workers=4).model_dump()
