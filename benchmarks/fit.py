@@ -50,6 +50,7 @@ def timed_fit(path: Path) -> None:
     computed = time.perf_counter()
     coefficients = SRFA.fit(features, FitConfig())
     fitted = time.perf_counter()
+    del features  # a prediction computes its own
     SRFA.predict(coefficients, SRFA.features(steps, shelf))
     predicted = time.perf_counter()
     n, peak = steps.n_steps, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB / MIB

@@ -127,7 +127,8 @@ def load_observations(paths: Sequence[Path]) -> Observations:
 def from_table(table: pa.Table, *, where: str = "observations") -> Observations:
     """Check a table of the observation form and build its arrays; rows marked ``valid = false`` are left out."""
     table = _normalise(table, where)
-    table = table.filter(pc.fill_null(table["valid"], True))
+    if pc.any(pc.invert(table["valid"])).as_py():
+        table = table.filter(pc.fill_null(table["valid"], True))
     if table.num_rows == 0:
         raise ObservationsError(f"{where}: no valid step; every row says valid = false, or the file is empty")
     _check_values(table, where)
