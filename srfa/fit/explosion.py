@@ -6,6 +6,7 @@ It has happened elsewhere: a missing layer multiplier made a coefficient 46,800 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from srfa.coefficients import Coefficients
@@ -13,8 +14,12 @@ from srfa.errors import FitError
 
 LARGEST_RATIO: Final = 100.0
 """A coefficient of a physical time (unit us) beyond a hundred times its datasheet time is no efficiency."""
+LARGEST_CYCLES: Final = 10_000_000.0
+"""A latency beyond ten million clock cycles, some milliseconds a kernel, is none."""
 LARGEST_US: Final = 1_000_000.0
 """A coefficient in microseconds beyond a second a step is no overhead."""
+INTERCEPTS: Final = MappingProxyType({f"{block}.intercept": LARGEST_US for block in ("fixed", "compute")})
+"""Limits of the linear designs' constants: their feature is a microsecond, so their coefficient is no ratio."""
 
 
 def explosive(coefficients: Coefficients, *, largest: Mapping[str, float] | None = None) -> tuple[str, ...]:
