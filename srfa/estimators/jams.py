@@ -24,7 +24,7 @@ from srfa.estimators.quantities import (
     router_flops_per_token,
 )
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
-from srfa.fit.explosion import INTERCEPTS, refuse_explosion
+from srfa.fit.explosion import WITHOUT_WEIGHTS, refuse_explosion
 from srfa.fit.learned import FREE, NON_NEGATIVE, contribution, learned_block
 from srfa.fit.linear import LinearProblem, fit_linear
 from srfa.fit.objective import Penalty
@@ -37,7 +37,7 @@ from srfa.roofline import Place, flops_per_us
 
 _PRESSURE = 0.9
 """KV usage above which a large batch is expected to suffer."""
-_LARGEST = INTERCEPTS | {f"compute.{name}": inf for name in ("mixed_batch", "batch_under_pressure")}
+_LARGEST = WITHOUT_WEIGHTS | {f"compute.{name}": inf for name in ("mixed_batch", "batch_under_pressure")}
 """The design's interactions have no physical size: their features are fractions far below one."""
 
 

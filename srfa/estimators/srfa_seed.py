@@ -20,7 +20,7 @@ from srfa.estimators.quantities import (
 )
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.convex import convex_start
-from srfa.fit.explosion import INTERCEPTS, refuse_explosion
+from srfa.fit.explosion import WITHOUT_WEIGHTS, refuse_explosion
 from srfa.fit.learned import FREE, NON_NEGATIVE, Bounds, contribution, learned_block, learned_values
 from srfa.fit.objective import Penalty, Problem, column_scale
 from srfa.fit.preparation import prepared
@@ -69,7 +69,7 @@ class SrfaSeedEstimator:
         start = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed)
         solution = refine(problem, penalty, start, max_iterations=config.max_iterations)
         fitted = _coefficients(self.name, features, problem, penalty, solution, config)
-        return refuse_explosion(fitted, largest=INTERCEPTS)
+        return refuse_explosion(fitted, largest=WITHOUT_WEIGHTS)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``, at least one."""
