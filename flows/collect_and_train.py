@@ -12,6 +12,7 @@ from prefect import flow
 
 from flows.collect import measure_and_ingest
 from flows.train import Run, TrainingRequest, train_and_publish
+from srfa.estimator_names import DEFAULT_ESTIMATOR
 from srfa.estimators import estimator_named
 from srfa.gate import load_limits
 from tasks.campaign import THIS_MACHINE, Site, prepare_campaign
@@ -24,7 +25,7 @@ def collect_and_train(
     matrix: Path = Path("examples/local.yaml"),
     limits: Path = Path("examples/gate-local.yaml"),
     store: str = "runs",
-    estimator: str = "srfa-seed",
+    estimator: str = DEFAULT_ESTIMATOR,
     run_id: str | None = None,
     resume: bool = False,
     site: Site = THIS_MACHINE,

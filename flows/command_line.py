@@ -19,6 +19,7 @@ from rich.console import Console
 from flows.screen import show_summary
 from srfa.document import read_yaml
 from srfa.errors import InputError, SrfaError
+from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.estimators import estimator_named
 from srfa.gate import load_limits
 from srfa.wording import explain
@@ -30,7 +31,7 @@ from tasks.summary import read_summary, summary_key
 MatrixFile = Annotated[Path, typer.Option(help="The experiment.")]
 LimitsFile = Annotated[Path, typer.Option(help="What the gate asks for, and which splits are validated.")]
 StoreUri = Annotated[str, typer.Option(help="Where traces, tables and releases lie: a folder or s3://bucket/prefix.")]
-EstimatorName = Annotated[str, typer.Option(help="Name of the estimator.")]
+EstimatorName = Annotated[str, typer.Option(help=f"The estimator: {', '.join(ESTIMATOR_NAMES)}.")]
 RunId = Annotated[str | None, typer.Option(help="Name of this run in the store. [default: date, time, content id]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run: measure only what has no manifest.")]
 SiteFile = Annotated[Path | None, typer.Option(help="YAML file with what differs between installations.")]
@@ -44,7 +45,7 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
     matrix: MatrixFile = Path("examples/local.yaml"),
     limits: LimitsFile = Path("examples/gate-local.yaml"),
     store: StoreUri = "runs",
-    estimator: EstimatorName = "srfa-seed",
+    estimator: EstimatorName = DEFAULT_ESTIMATOR,
     run_id: RunId = None,
     resume: Resume = False,
     site: SiteFile = None,
@@ -103,7 +104,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     run_id: Annotated[str | None, typer.Option(help="A run in the store, whose traces are ingested anew.")] = None,
     store: StoreUri = "runs",
     limits: LimitsFile = Path("examples/gate-local.yaml"),
-    estimator: EstimatorName = "srfa-seed",
+    estimator: EstimatorName = DEFAULT_ESTIMATOR,
     site: SiteFile = None,
     hardware: Hardware = None,
     models: Models = None,

@@ -10,6 +10,7 @@ from prefect import flow
 from srfa.catalog import Catalog, load_catalog
 from srfa.coefficients import FitConfig
 from srfa.errors import UsageError
+from srfa.estimator_names import DEFAULT_ESTIMATOR
 from srfa.estimators import estimator_named
 from srfa.gate import Limits, load_limits
 from srfa.specs import Skipped
@@ -37,7 +38,7 @@ def train(
     run_id: str | None = None,
     store: str = "runs",
     limits: Path = Path("examples/gate-local.yaml"),
-    estimator: str = "srfa-seed",
+    estimator: str = DEFAULT_ESTIMATOR,
     site: Site = THIS_MACHINE,
 ) -> RunSummary:
     """Fit, validate, gate and publish from observation files or from a run in the store.

@@ -17,6 +17,7 @@ import typer
 from srfa import present
 from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
+from srfa.estimator_names import DEFAULT_ESTIMATOR
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
@@ -190,7 +191,7 @@ def fit(  # noqa: PLR0913 - one parameter an option
     observations: ObservationFiles,
     *,
     out: Annotated[Path, typer.Option(help="Where the coefficients are written.")],
-    estimator: Estimator = "srfa-seed",
+    estimator: Estimator = DEFAULT_ESTIMATOR,
     config: ConfigFile = None,
     with_intervals: Annotated[
         bool, typer.Option("--intervals/--no-intervals", help="Cross-validate, so that predictions have p05 and p95.")
@@ -201,7 +202,7 @@ def fit(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Fit an estimator to observations and write its coefficients.
 
-    Example: srfa fit observations.parquet --estimator srfa-seed --intervals --out coefficients.json
+    Example: srfa fit observations.parquet --estimator srfa --intervals --out coefficients.json
     """
     from srfa.domain import training_domain  # noqa: PLC0415 - see above
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above

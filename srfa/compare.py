@@ -19,8 +19,12 @@ from srfa.standings import leaderboard_of
 from srfa.validate import Progress, cross_validate_all
 from srfa.validation_report import ValidationReport
 
-YARDSTICKS = ("roofline", "srfa-seed", "forest", "blackbox", "nrrl", "lacm", "hamm", "jams")
-"""What a release is compared with, as far as it is registered: estimators whose fit takes seconds at most."""
+YARDSTICKS = ("roofline", "nrrl", "forest", "blackbox")
+"""What a release is compared with, as far as it is registered: a fit takes a second at most, and each says something.
+
+Physics without a fit, the best linear design, interpolation, and what measuring each configuration alone would give.
+``srfa compare`` has them all; the iterated searches of ``srfa-seed`` and ``jams`` cost as much as the candidate's own.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ from srfa.catalog import Catalog, load_catalog
 from srfa.coefficients import FitConfig
 from srfa.document import read_yaml
 from srfa.errors import InputError, UsageError
+from srfa.estimator_names import ESTIMATOR_NAMES
 from srfa.microbenchmark import doubtful, read_microbenchmark
 from srfa.wording import explain
 
 ObservationFiles = Annotated[list[Path], typer.Argument(metavar="OBS...", help="Observation files (Parquet).")]
-Estimator = Annotated[str, typer.Option(help="The estimator: srfa-seed or roofline.")]
+Estimator = Annotated[str, typer.Option(help=f"The estimator: {', '.join(ESTIMATOR_NAMES)}.")]
 ConfigFile = Annotated[Path | None, typer.Option(help="Settings of the fit (YAML or JSON); defaults where absent.")]
 Calibrations = Annotated[
     list[Path] | None, typer.Option(help="microbenchmark.json of a GPU (see 'srfa probe'); repeatable.")

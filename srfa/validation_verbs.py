@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import typer
 
 from srfa import present
+from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.folds import SPLITS, split_named
 from srfa.gate import check_gate, load_limits
 from srfa.observations import load_observations
@@ -35,7 +36,7 @@ def validate(  # noqa: PLR0913 - one parameter an option
     split: Annotated[list[str], typer.Option(help="A split, for example leave-one-gpu-out; repeatable.")],
     out: Annotated[Path, typer.Option(help="Where the report is written.")],
     predictions: Annotated[Path | None, typer.Option(help="Also write held-out predictions (Parquet).")] = None,
-    estimator: Estimator = "srfa-seed",
+    estimator: Estimator = DEFAULT_ESTIMATOR,
     config: ConfigFile = None,
     calibrate: Calibrations = None,
     with_coverage: Annotated[
@@ -78,7 +79,9 @@ def compare(
     observations: ObservationFiles,
     *,
     out: Annotated[Path, typer.Option(help="Where the leaderboard is written.")],
-    estimators: Annotated[str, typer.Option(help="Names with commas between; all where absent.")] = "",
+    estimators: Annotated[
+        str, typer.Option(help=f"With commas between, of: {', '.join(ESTIMATOR_NAMES)}; all where absent.")
+    ] = "",
     split: Annotated[list[str] | None, typer.Option(help="A split; repeatable; all that are possible.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
     config: ConfigFile = None,
@@ -86,7 +89,7 @@ def compare(
 ) -> None:
     """Compare estimators on the same held-out groups; every file is a data set by itself.
 
-    Example: srfa compare a.parquet b.parquet --estimators roofline,srfa-seed --out leaderboard.json
+    Example: srfa compare a.parquet b.parquet --estimators srfa,roofline --out leaderboard.json
     """
     from srfa.compare import compare_files, estimators_named  # noqa: PLC0415 - see above
     from srfa.leaderboard import write_leaderboard  # noqa: PLC0415 - see above
@@ -124,7 +127,7 @@ def gate(
 ) -> None:
     """Judge a validation by limits and a baseline; the exit code is the verdict.
 
-    Example: srfa gate report.json --baseline releases/1f2e3d4c5b6a/report.json --limits gate.yaml
+    Example: srfa gate report.json --physics physics.json --baseline champion.json --limits gate.yaml
     """
     decision = check_gate(
         read_reports(report),

@@ -12,7 +12,7 @@ import yaml
 from srfa import cli
 from srfa.cli import app, main
 from srfa.coefficients import read_coefficients
-from srfa.estimators import estimator_named
+from srfa.estimators import ESTIMATORS, estimator_named
 from srfa.export import check_blis
 from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
@@ -119,6 +119,21 @@ def test_fit_writes_coefficients_with_provenance_and_shows_units(measured, capsy
     shown = capsys.readouterr()
     assert "us/log(1 + requests)" in shown.out
     assert "wrote new/c.json" in shown.err
+
+
+def test_without_an_estimator_srfa_is_fitted_validated_and_sound(measured):
+    assert run("fit", measured, "--out", "c.json") == 0
+    assert read_coefficients(cli.Path("c.json")).estimator == "srfa"
+    assert run("validate", measured, "--split", "leave-one-gpu-out", "--out", "r.json") == 0
+    assert [report.estimator for report in read_reports(cli.Path("r.json"))] == ["srfa"]
+    assert run("physics", "--coefficients", "c.json", "--batches", 300) == 0
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "compare"])
+def test_help_lists_every_estimator(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    assert all(f"{name}," in shown or f"{name}." in shown or f"{name};" in shown for name in ESTIMATORS)
 
 
 def test_json_goes_to_stdout_alone_and_words_to_stderr(measured, capsys):

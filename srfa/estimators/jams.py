@@ -9,7 +9,7 @@ can still turn negative: the floor is the design's own, ``srfa-seed`` replaces i
 
 from __future__ import annotations
 
-from math import ceil, log2
+from math import ceil, inf, log2
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from srfa.estimators.quantities import (
     router_flops_per_token,
 )
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
+from srfa.fit.explosion import WITHOUT_WEIGHTS, refuse_explosion
 from srfa.fit.learned import FREE, NON_NEGATIVE, contribution, learned_block
 from srfa.fit.linear import LinearProblem, fit_linear
 from srfa.fit.objective import Penalty
@@ -36,6 +37,8 @@ from srfa.roofline import Place, flops_per_us
 
 _PRESSURE = 0.9
 """KV usage above which a large batch is expected to suffer."""
+_LARGEST = WITHOUT_WEIGHTS | {f"compute.{name}": inf for name in ("mixed_batch", "batch_under_pressure")}
+"""The design's interactions have no physical size: their features are fractions far below one."""
 
 
 class JamsEstimator:
@@ -54,7 +57,7 @@ class JamsEstimator:
         Raises
         ------
         FitError
-            Fewer than 20 steps are left.
+            Fewer than 20 steps are left, or a term has exploded, which the text names.
         """
         refuse_prior(self.name, prior)
         kept = prepared(features, config)
@@ -62,7 +65,8 @@ class JamsEstimator:
         start = _roofline_start(kept, problem)
         setting = _chosen_setting(kept, problem, start, config)
         solution = _solve(problem, n_fixed, setting, start, config)
-        return _coefficients(self.name, kept, problem, setting, solution, config)
+        fitted = _coefficients(self.name, kept, problem, setting, solution, config)
+        return refuse_explosion(fitted, largest=_LARGEST)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, at least the shortest step of the fit."""

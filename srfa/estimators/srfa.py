@@ -14,6 +14,7 @@ from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.estimators.groups import Groups
 from srfa.features import Block, FeatureMatrix, feature_matrix
+from srfa.fit.explosion import LARGEST_CYCLES, LARGEST_RATIO, refuse_explosion
 from srfa.fit.learned import learned_values
 from srfa.fit.physical import LEAST_COMPUTE, LEAST_MEMORY, Layout, Prior, Setting, Task, solve
 from srfa.fit.preparation import warmed_up
@@ -33,6 +34,9 @@ _GEMM = KINDS.index("gemm")
 _LEAST_ROOFLINE = float(smooth_roofline(np.ones(1), np.zeros(1))[0])
 """R of a unit of memory time without compute: what a streaming product takes at factor one."""
 _HOST = np.array([name.startswith("host_") for name, _ in LINEAR], dtype=np.float64)
+_LARGEST = {"1": LARGEST_RATIO} | {
+    unit: LARGEST_CYCLES if "cycle" in unit else LARGEST_RATIO for _, unit in LINEAR if unit.startswith("us ")
+}
 _FIRST = np.zeros(1, dtype=np.int64)
 _SHARED = ("memory", "compute", "linear")
 _DEVIATING = ("gpu_memory", "gpu_compute", "software_host")
@@ -66,14 +70,15 @@ class SrfaEstimator:
         Raises
         ------
         FitError
-            Fewer than 20 steps are left, or 10 with a prior.
+            Fewer than 20 steps are left, with a prior 10; or a term has exploded, which the text names.
         """
         kept = warmed_up(features, config, prior=prior)
         groups = Groups.of(kept)
         layout = Layout(len(KINDS), _HOST, len(groups.gpus), len(groups.softwares))
         task = Task(groups.work(kept), kept.step_time_us, layout, _prior(groups, kept, prior))
         setting = _chosen(task, kept.job_index, config)
-        return _coefficients(task, groups, solve(task, setting, config), setting, config)
+        fitted = _coefficients(task, groups, solve(task, setting, config), setting, config)
+        return refuse_explosion(fitted, largest=_LARGEST)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``."""

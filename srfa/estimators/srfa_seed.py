@@ -20,6 +20,7 @@ from srfa.estimators.quantities import (
 )
 from srfa.features import Block, Columns, FeatureMatrix, feature_matrix
 from srfa.fit.convex import convex_start
+from srfa.fit.explosion import WITHOUT_WEIGHTS, refuse_explosion
 from srfa.fit.learned import FREE, NON_NEGATIVE, Bounds, contribution, learned_block, learned_values
 from srfa.fit.objective import Penalty, Problem, column_scale
 from srfa.fit.preparation import prepared
@@ -56,7 +57,7 @@ class SrfaSeedEstimator:
         Raises
         ------
         FitError
-            Fewer than 20 steps are left; with a prior, fewer than 10.
+            Fewer than 20 steps are left, with a prior 10; or a term has exploded, which the text names.
         CoefficientsError
             The prior's features are not those of this version.
         """
@@ -67,7 +68,8 @@ class SrfaSeedEstimator:
         penalty = choose_penalty(problem, features.job_index, config)
         start = convex_start(problem, penalty, max_rows=config.convex_max_rows, seed=config.seed)
         solution = refine(problem, penalty, start, max_iterations=config.max_iterations)
-        return _coefficients(self.name, features, problem, penalty, solution, config)
+        fitted = _coefficients(self.name, features, problem, penalty, solution, config)
+        return refuse_explosion(fitted, largest=WITHOUT_WEIGHTS)
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``, at least one."""

@@ -6,6 +6,7 @@ It has happened elsewhere: a missing layer multiplier made a coefficient 46,800 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from srfa.coefficients import Coefficients
@@ -13,8 +14,18 @@ from srfa.errors import FitError
 
 LARGEST_RATIO: Final = 100.0
 """A coefficient of a physical time (unit us) beyond a hundred times its datasheet time is no efficiency."""
+LARGEST_CYCLES: Final = 10_000_000.0
+"""A latency beyond ten million clock cycles, some milliseconds a kernel, is none."""
 LARGEST_US: Final = 1_000_000.0
 """A coefficient in microseconds beyond a second a step is no overhead."""
+WITHOUT_WEIGHTS: Final = MappingProxyType(
+    {"us": 10_000.0, **{f"{block}.intercept": LARGEST_US for block in ("fixed", "compute")}}
+)
+"""Limits of designs with free coefficients and no term for reading weights.
+
+They put that time into others, so that short KV reads get hundreds of their datasheet time; that is wrong and no
+explosion. The feature of their intercepts is one microsecond: the coefficient is no ratio.
+"""
 
 
 def explosive(coefficients: Coefficients, *, largest: Mapping[str, float] | None = None) -> tuple[str, ...]:

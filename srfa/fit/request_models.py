@@ -191,6 +191,11 @@ def _jams_token(requests: RequestObservations) -> Block:
 
 
 _ARRIVAL = RequestModel("arrival_to_queued_us", _whatever_settings(alpha_features))
+_SEED: Mapping[str, RequestModel] = {
+    "alpha": _ARRIVAL,
+    "queue_wait": RequestModel("queue_wait_us", queue_wait_features),
+    "alpha_token": RequestModel("outside_us", _whatever_settings(token_features)),
+}
 
 REQUEST_MODELS: Mapping[str, Mapping[str, RequestModel]] = MappingProxyType(
     {
@@ -215,11 +220,11 @@ REQUEST_MODELS: Mapping[str, Mapping[str, RequestModel]] = MappingProxyType(
             "queue_wait": RequestModel("queue_wait_us", _jams_queue),
             "alpha_token": RequestModel("outside_us", _whatever_settings(_jams_token)),
         },
-        "srfa-seed": {
-            "alpha": _ARRIVAL,
-            "queue_wait": RequestModel("queue_wait_us", queue_wait_features),
-            "alpha_token": RequestModel("outside_us", _whatever_settings(token_features)),
-        },
+        "srfa-seed": _SEED,
+        "srfa": _SEED,
     }
 )
-"""The models of each design: ``alpha`` is what a simulator adds before its own queue, and is the same for all."""
+"""The models of each design: ``alpha`` is what a simulator adds before its own queue, and is the same for all.
+
+``srfa`` takes those of ``srfa-seed``: what the research document says of queue and tokens stands.
+"""

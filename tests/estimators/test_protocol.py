@@ -7,6 +7,7 @@ import pytest
 
 from srfa.coefficients import FitConfig, read_coefficients, write_coefficients
 from srfa.errors import CoefficientsError, FitError
+from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.estimators import ESTIMATORS, estimator_named
 from tests.steps import catalog, observations, random_steps, step
 
@@ -21,6 +22,13 @@ MOE_COLUMNS = {
     "hamm": [("compute", "moe"), ("compute", "moe_log_tokens"), ("fixed", "ep_communication")],
     "jams": [("fixed", "moe_router_and_dispatch"), ("fixed", "moe_imbalance")],
     "srfa-seed": [("moe", "router_and_dispatch"), ("fixed", "ep_communication")],
+}
+
+
+EXPLODING = {
+    "srfa": (("memory", "compute"), "gemm"),
+    "srfa-seed": (("compute",), "kv_read_time"),
+    "jams": (("compute",), "kv_read_time"),
 }
 
 
@@ -98,6 +106,31 @@ def test_coefficients_without_their_blocks_are_refused_by_name(name):
     estimator, coefficients, features = fitted(name, random_steps(60))
     with pytest.raises(CoefficientsError, match=f"coefficients of {name}"):
         estimator.predict(coefficients.model_copy(update={"blocks": {}}), features)
+
+
+def without_multiplier(features, blocks, term):
+    """The features with the columns of one term 46,800 times too small: a multiplier was forgotten."""
+    changed = {}
+    for name in blocks:
+        block = features.blocks[name]
+        times = np.array([1 / 46_800 if one.partition(".")[0] == term else 1.0 for one in block.names])
+        changed[name] = dataclasses.replace(block, values=block.values * times)
+    return dataclasses.replace(features, blocks=features.blocks | changed)
+
+
+@pytest.mark.parametrize("name", sorted(EXPLODING))
+def test_a_term_that_explodes_fails_the_fit_by_its_name(name):
+    blocks, term = EXPLODING[name]
+    estimator, _, features = fitted(name, random_steps(300))
+    loose = QUICK.model_copy(update={"prior_weight": (1e-9,), "lambda_gamma": (1e-12,), "lambda_beta": (1e-12,)})
+    with pytest.raises(FitError, match=rf"{name}: the fit exploded: .*{blocks[0]}\.{term}="):
+        estimator.fit(without_multiplier(features, blocks, term), loose)
+
+
+def test_the_names_that_options_list_are_those_that_are_registered():
+    assert tuple(ESTIMATORS) == ESTIMATOR_NAMES
+    assert all(estimator.name == name for name, estimator in ESTIMATORS.items())
+    assert DEFAULT_ESTIMATOR in ESTIMATORS
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -78,7 +78,8 @@ def test_without_moe_data_the_imbalance_stays_neutral():
 
 def test_overheads_are_never_negative_and_predictions_always_positive():
     features = features_of(random_steps(300, seed=5))
-    learned = SEED.fit(features, QUICK)
+    compute = features.blocks["compute"].values
+    learned = SEED.fit(relabelled(features, compute @ [0.0, 1.0, 0.0, 0.0, 400.0, 0.0, 0.0]), QUICK)
     assert min(learned.blocks["fixed"].values) >= 0
     assert (SEED.predict(learned, features) > 0).all()
 

@@ -45,6 +45,7 @@ def test_every_design_has_the_dimensions_of_the_research_document():
         "hamm": (2, 5, 3),
         "jams": (2, 6, 2),
         "srfa-seed": (2, 6, 3),
+        "srfa": (2, 6, 3),
     }
 
 

@@ -39,7 +39,7 @@ def failed(passed, deployed, store_folder, inputs):
     return *_run(deployed, store_folder, inputs, limits="narrow.yaml", estimator="roofline"), before
 
 
-def _run(server, store_folder, inputs, *, limits, run_id="r1", estimator="srfa-seed"):
+def _run(server, store_folder, inputs, *, limits, run_id="r1", estimator="srfa"):
     finished = server.deployment_run(
         matrix=str(inputs / "matrix.yaml"),
         limits=str(inputs / limits),
