@@ -47,7 +47,6 @@ TOTALS_DTYPE: Final = np.dtype([(name, np.float64) for name in StepTotals._field
 LINEAR: Final = (
     ("kernel_latency", "us of one clock cycle a kernel"),
     ("moe_latency", "us of one clock cycle a MoE layer"),
-    ("decode_request", "us of one clock cycle a layer and decoding request"),
     ("collective_latency", "us of one clock cycle a collective"),
     ("moe_traffic", "us at the memory's bandwidth"),
     ("collective_traffic", "us at the link's bandwidth"),
@@ -59,7 +58,7 @@ LINEAR: Final = (
 )
 """Names and units of the terms outside the rooflines, in the order of their columns."""
 (
-    _KERNEL, _MOE, _DECODE_REQUEST, _COLLECTIVE, _MOE_TRAFFIC, _COLLECTIVE_TRAFFIC, _ELEMENTWISE, _OFFLOAD,
+    _KERNEL, _MOE, _COLLECTIVE, _MOE_TRAFFIC, _COLLECTIVE_TRAFFIC, _ELEMENTWISE, _OFFLOAD,
     _HOST_LAYER, _HOST_STEP, _HOST_REQUEST,
 ) = range(len(LINEAR))  # fmt: skip
 TILE_ROWS: Final = 128
@@ -146,7 +145,6 @@ def one_step(total: Any, constants: Any, memory: FloatArray, compute: FloatArray
         linear[_MOE_TRAFFIC] = tokens * fact.moe_token_us
     measured = total.is_measured
     linear[_KERNEL] = (kernels + measured * fact.small_kernels) * fact.cycle_us
-    linear[_DECODE_REQUEST] = fact.layers * total.decodes * fact.cycle_us
     linear[_COLLECTIVE] = fact.collective_cycles_us
     linear[_COLLECTIVE_TRAFFIC] = tokens * fact.collective_token_us
     linear[_ELEMENTWISE] = measured * tokens * fact.elementwise_token_us

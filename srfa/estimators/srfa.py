@@ -1,4 +1,4 @@
-"""``srfa``: every operator a smooth roofline, 21 positive parameters, and deviations of the GPUs and software it saw.
+"""``srfa``: every operator a smooth roofline, 20 positive parameters, and deviations of the GPUs and software it saw.
 
 What it knows of physics is in :mod:`srfa.operators` (what a step moves and computes), what it knows before any
 measurement in :mod:`srfa.fit.terms`. An unseen GPU deviates from nothing, or by what its microbenchmark measured.

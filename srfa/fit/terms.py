@@ -39,7 +39,6 @@ COMPUTE: Final = (
 LINEAR_TERMS: Final = (
     Term("kernel_latency", 3500.0, 0.4),
     Term("moe_latency", 30_000.0, 0.5),
-    Term("decode_request", 100.0, 0.7),
     Term("collective_latency", 20_000.0, 0.5),
     Term("moe_traffic", 1.3, 0.7),
     Term("collective_traffic", 1.5, 0.7),
