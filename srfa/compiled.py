@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, cast
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, TypeVar, cast
 
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., object])
+_KERNELS: Final = ("compiled", "routing", "operator_kernels", "smooth_roofline", "step_kernel")
+"""Modules whose functions and constants are compiled into each other."""
+
+
+def fingerprint(sources: Iterable[Path]) -> str:
+    """Return 12 hex digits over the content of source files; a file that cannot be read counts as its name."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes() if source.is_file() else source.name.encode())
+    return digest.hexdigest()[:12]
+
+
+_FINGERPRINT: Final = fingerprint(Path(__file__).with_name(f"{name}.py") for name in _KERNELS)
 
 
 def compiled(function: Function) -> Function:
     """Compile a function of numbers and arrays at its first call; it releases the interpreter lock while it runs.
 
-    Where neither ``NUMBA_CACHE_DIR``, the package's folder nor the home can be written, every process compiles anew.
+    What is kept bears the fingerprint of all kernels in its name: numba looks at a function's own file alone, and would
+    go on with what it compiled before a function or constant of another file was changed. Where neither
+    ``NUMBA_CACHE_DIR``, the package's folder nor the home can be written, every process compiles anew.
     """
+    function.__qualname__ = f"{function.__qualname__}_{_FINGERPRINT}"
     try:
         return cast(Function, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:  # numba's word for "no place to keep it", raised when decorated
