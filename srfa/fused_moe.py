@@ -21,6 +21,8 @@ from srfa.units import CYCLES_PER_US_PER_MHZ, FLOPS_PER_US_PER_TFLOPS
 
 _UNTUNED_WORDS: Final = ("default", "untuned")
 """What the job fact ``moe_kernel`` says of a kernel without tuned tiles (``triton-default``); any other is tuned."""
+_WIDTH_TAGS: Final = {1.0: ("fp8", "float8", "int8")}
+"""What vLLM's file names call weights of this many bytes; narrower ones run other kernels."""
 _SMALL_TILE_FLOPS_PER_CLOCK: Final = 683.0
 _LARGE_TILE_FLOPS_PER_CLOCK: Final = 2048.0
 _LEAST_US: Final = 1e-9  # the logarithm of nothing
@@ -40,7 +42,8 @@ def is_tuned(place: Place) -> bool:
     shape = f"E={shard.experts_on_rank},N={round(_shard_widths(place) / shard.moe_layers)}"
     if shard.stored.experts >= number_bytes(model, place.configuration.dtype):
         return shape in configs.names
-    return any(name.startswith(f"{shape},dtype=") for name in configs.names)
+    width = _WIDTH_TAGS.get(shard.stored.experts, ())
+    return any(name.startswith(f"{shape},dtype={tag}") for name in configs.names for tag in width)
 
 
 def expert_loads(place: Place) -> FloatArray:

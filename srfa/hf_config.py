@@ -271,5 +271,16 @@ def _storage(source: _Source) -> dict[str, object]:
     return {
         "torch_dtype": dtype,
         "quantization": inner.text("quant_method", default="unknown"),
-        "quantization_bits": inner.find("bits") or inner.find("w_bit"),
+        "quantization_bits": inner.find("bits") or inner.find("w_bit") or _group_bits(quantization),
     }
+
+
+def _group_bits(quantization: Mapping[str, object]) -> int | None:
+    """Bits of the first group's weights in compressed-tensors' form, ``config_groups.<group>.weights.num_bits``."""
+    groups = quantization.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        bits = weights.get("num_bits") if isinstance(weights, Mapping) else None
+        if isinstance(bits, int):
+            return bits
+    return None

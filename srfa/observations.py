@@ -200,6 +200,12 @@ def _check_values(table: pa.Table, where: str) -> None:
         raise ObservationsError(
             f"{where}: {empty} rows schedule no token; such a step has no label, mark it valid=false"
         )
+    requests = _numbers(table, "num_prefill_reqs") + _numbers(table, "num_decode_reqs")
+    if (orphaned := int(np.sum(requests <= 0))) > 0:
+        raise ObservationsError(
+            f"{where}: {orphaned} rows have tokens and no request, the first is row {int(np.argmax(requests <= 0))};"
+            " correct num_prefill_reqs and num_decode_reqs"
+        )
 
 
 def _refuse_rows(table: pa.Table, name: str, where: str, *, lowest_exclusive: float) -> None:

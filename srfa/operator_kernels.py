@@ -110,7 +110,7 @@ def _gemms(total: Any, gemms: Any, fact: Any, memory: FloatArray, compute: Float
     for column in range(gemms.shape[0]):
         gemm = gemms[column]
         if gemm.weight_us > 0.0:
-            rows = requests if gemm.rows_are_requests > 0.0 else tokens
+            rows = max(requests if gemm.rows_are_requests > 0.0 else tokens, 1.0)
             memory[column] = gemm.weight_us + rows * gemm.row_us
             compute[column] = _gemm_us(rows, gemm, fact)
 
@@ -139,10 +139,10 @@ def one_step(total: Any, constants: Any, memory: FloatArray, compute: FloatArray
     kernels = fact.kernels + _attention(total, fact, n_gemms, memory, compute)
     if fact.moe_layers > 0.0:
         column = n_gemms + (2 if fact.expert_is_tuned > 0.0 else 3)
-        routed = np.log(tokens * fact.replicas)
+        routed = np.log(max(tokens, 1.0) * fact.replicas)
         memory[column], compute[column] = _interpolated(routed, loads[0]), _interpolated(routed, loads[1])
         linear[_MOE] = fact.moe_layers * fact.cycle_us
-        linear[_MOE_TRAFFIC] = tokens * fact.moe_token_us
+        linear[_MOE_TRAFFIC] = tokens * fact.replicas * fact.moe_token_us
     measured = total.is_measured
     linear[_KERNEL] = (kernels + measured * fact.small_kernels) * fact.cycle_us
     linear[_COLLECTIVE] = fact.collective_cycles_us

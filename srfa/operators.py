@@ -19,8 +19,8 @@ from srfa.observations import Observations
 from srfa.operator_kernels import LINEAR, TILE_ROWS, TOTALS_DTYPE, all_steps
 from srfa.precision import number_bytes
 from srfa.ragged import FloatArray, IntArray
-from srfa.roofline import Place, bytes_per_us, flops_per_us
-from srfa.units import BYTES_PER_US_PER_GBPS, CYCLES_PER_US_PER_MHZ
+from srfa.roofline import Place, bytes_per_us, flops_per_us, plain_flops_per_us
+from srfa.units import BYTES_PER_GIB, BYTES_PER_US_PER_GBPS, CYCLES_PER_US_PER_MHZ
 
 KINDS: Final = ("gemm", "prefill_attention", "decode_attention", "experts", "experts_untuned")
 """Kinds of operators: those of one kind share an efficiency."""
@@ -137,7 +137,9 @@ def step_totals(observations: Observations) -> NDArray[Any]:
     totals["prefill_pairs"] = new.sum(new.values * (context.values + 0.5 * new.values))
     totals["prefill_context"] = context.sum()
     totals["decode_context"] = observations.decode_context_tokens.sum()
-    totals["offloaded_bytes"] = np.nan_to_num(observations.numbers("cpu_offload_bytes"))
+    fetched = observations.numbers("cpu_offload_bytes")
+    configured = np.nan_to_num(observations.numbers("cpu_offload_gb")) * BYTES_PER_GIB
+    totals["offloaded_bytes"] = np.where(np.isnan(fetched), configured, fetched)
     methods, method = observations.codes("step_time_method")
     totals["is_measured"] = np.array([name != _COMPOSED for name in methods], dtype=np.float64)[method]
     return totals
@@ -153,8 +155,8 @@ def operator_times(totals: NDArray[Any], configuration: IntArray, of: Constants)
 
 
 def _gemm_rows(place: Place) -> dict[str, tuple[float, ...]]:
-    shard, bandwidth, peak = place.shard, bytes_per_us(place), flops_per_us(place)
-    width = TILE_ROWS if place.gpu.datasheet.kind == "cuda" else 1
+    shard, bandwidth = place.shard, bytes_per_us(place)
+    width = 1 if place.gpu.datasheet.kind == "cpu" else TILE_ROWS
     number = number_bytes(place.model, place.configuration.dtype)
     rows: dict[str, tuple[float, ...]] = {}
     for gemm in (*shard.token_gemms, shard.head):
@@ -163,7 +165,7 @@ def _gemm_rows(place: Place) -> dict[str, tuple[float, ...]]:
         rows[gemm.name] = (
             gemm.parameters * (shard.stored.plain if is_plain else shard.stored.linear) / bandwidth,
             (gemm.n + gemm.k) * gemm.count * number / bandwidth,
-            2.0 * tiles * width * gemm.k * gemm.count / peak,
+            2.0 * tiles * width * gemm.k * gemm.count / (plain_flops_per_us if is_plain else flops_per_us)(place),
             float(tiles),
             float(gemm.name == shard.head.name),
         )
@@ -172,7 +174,7 @@ def _gemm_rows(place: Place) -> dict[str, tuple[float, ...]]:
 
 def _facts(place: Place) -> tuple[float, ...]:
     model, shard, sheet = place.model, place.shard, place.gpu.datasheet
-    bandwidth, peak = bytes_per_us(place), flops_per_us(place)
+    bandwidth, peak = bytes_per_us(place), plain_flops_per_us(place)
     number = number_bytes(model, place.configuration.dtype)
     decode_pair_us = _decode_flops_per_pair(place) / peak
     cycle_us = 1.0 / (sheet.boost_clock_mhz * CYCLES_PER_US_PER_MHZ)
@@ -180,7 +182,7 @@ def _facts(place: Place) -> tuple[float, ...]:
     collectives, rows_sent = _collectives(place)
     is_pcie = sheet.link_gbps_per_direction <= _PCIE_LINK_GBPS
     values = {
-        "is_gpu": float(sheet.kind == "cuda"),
+        "is_gpu": float(sheet.kind != "cpu"),
         "sm_count": float(sheet.sm_count),
         "layers": float(shard.layers),
         "kernels": float(sum(gemm.count for gemm in shard.token_gemms) + 1),
@@ -210,8 +212,8 @@ def _collectives(place: Place) -> tuple[float, float]:
     """Collectives of a step, and the rows of width ``hidden_size`` that one token sends over the link in them all.
 
     All-reduces after attention, after the MLP and of the embedding send ``2 (n - 1) / n`` rows each (ring). Experts
-    spread over data-parallel ranks need a dispatch and a combine: to all ranks where the backend gathers, or to the
-    token's experts where it is an all-to-all (DeepEP and its like).
+    shared by data-parallel ranks need a dispatch and a combine: to all ranks where the backend gathers, or to the
+    token's experts where whole experts are spread by an all-to-all (DeepEP and its like).
     """
     configuration, shard = place.configuration, place.shard
     tp, dp, ep = (
@@ -220,9 +222,9 @@ def _collectives(place: Place) -> tuple[float, float]:
         configuration.expert_parallel_size,
     )
     reduces = 2 * shard.layers + 1 if tp > 1 else 0
-    exchanges = 2 * shard.moe_layers if dp > 1 and ep > 1 else 0
+    exchanges = 2 * shard.moe_layers if dp > 1 else 0
     kernel = (configuration.moe_kernel or "").lower()
-    is_all_to_all = "deepep" in kernel or "all2all" in kernel
+    is_all_to_all = ep > 1 and ("deepep" in kernel or "all2all" in kernel)
     exchanged = place.model.num_experts_per_tok * (ep - 1) / ep if is_all_to_all else float(dp - 1)
     return float(reduces + exchanges), reduces * 2.0 * (tp - 1) / tp + exchanges * exchanged
 

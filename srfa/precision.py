@@ -73,7 +73,7 @@ def number_bytes(model: ModelSpec, dtype: str = "auto") -> float:
 def parameter_bytes(model: ModelSpec, dtype: str = "auto", quantization: str | None = None) -> ByStorage:
     """Return the bytes of each kind of parameter; quantisation is the engine's, else the checkpoint's own."""
     plain = number_bytes(model, dtype)
-    method = quantization or model.quantization
+    method = (quantization or model.quantization or "").lower()
     experts = _quantized_bytes(model, method) if method else plain
     return ByStorage(plain, plain if method in _EXPERTS_ONLY else experts, experts)
 
@@ -89,6 +89,6 @@ def _served(torch_dtype: str) -> str:
 
 
 def _quantized_bytes(model: ModelSpec, method: str) -> float:
-    if method == model.quantization and model.quantization_bits:
+    if method == (model.quantization or "").lower() and model.quantization_bits:
         return model.quantization_bits / _BITS_PER_BYTE
     return _QUANTIZED_BITS.get(method.lower(), _OTHER_QUANTIZED_BITS) / _BITS_PER_BYTE

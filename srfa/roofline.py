@@ -18,8 +18,8 @@ from srfa.ragged import FloatArray
 from srfa.specs import GpuSpec, ModelSpec
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
 
-_FP8_METHODS = frozenset({"fp8", "compressed-tensors", "modelopt"})
-"""Methods whose matrices multiply in 8 bits; the others widen their weights first."""
+_FP8_METHODS = frozenset({"fp8", "fbgemm_fp8", "ptpc_fp8", "compressed-tensors", "modelopt"})
+"""Methods whose matrices multiply in 8 bits where the weights have 8; the others widen their weights first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +153,22 @@ def matrix_tflops(place: Place) -> float:
     """Dense matrix rate of the GPU in the precision this configuration computes in."""
     sheet, configuration = place.gpu.datasheet, place.configuration
     method = configuration.quantization or place.model.quantization or ""
-    if method.lower() in _FP8_METHODS and sheet.fp8_tflops:
+    narrow = place.shard.stored.linear == 1.0 or place.shard.stored.experts == 1.0
+    if narrow and method.lower() in _FP8_METHODS and sheet.fp8_tflops:
         return sheet.fp8_tflops
-    if compute_dtype(place.model, configuration.dtype) in {"float16", "half"} and sheet.fp16_tflops:
+    return _plain_tflops(place)
+
+
+def _plain_tflops(place: Place) -> float:
+    sheet = place.gpu.datasheet
+    if compute_dtype(place.model, place.configuration.dtype) in {"float16", "half"} and sheet.fp16_tflops:
         return sheet.fp16_tflops
     return sheet.bf16_tflops
+
+
+def plain_flops_per_us(place: Place) -> float:
+    """Operations in a microsecond in the model's own dtype: of attention, router and head, which stay unquantised."""
+    return _plain_tflops(place) * FLOPS_PER_US_PER_TFLOPS
 
 
 def flops_per_us(place: Place) -> float:

@@ -77,12 +77,12 @@ class Factors:
 
 
 def smooth_roofline(memory_us: FloatArray, compute_us: FloatArray) -> FloatArray:
-    """Return ``R(m, c)`` of arrays of one shape; where there is no memory time, the compute time.
+    """Return ``R(m, c)`` of arrays of one shape; an operator without memory time takes no part in the step: 0.
 
     Examples
     --------
     >>> smooth_roofline(np.array([100.0, 100.0, 0.0]), np.array([0.0, 1e6, 5.0])).round(1).tolist()
-    [115.0, 1000000.0, 5.0]
+    [115.0, 1000000.0, 0.0]
     """
     flat = np.empty(memory_us.size)
     _rooflines(memory_us.ravel(), compute_us.ravel(), flat)
@@ -159,7 +159,7 @@ def _bend(memory_us: float, compute_us: float) -> tuple[float, float, float]:
 @compiled
 def _rooflines(memory: FloatArray, compute: FloatArray, out: FloatArray) -> None:
     for at in range(memory.size):
-        out[at] = _bend(memory[at], compute[at])[0] if memory[at] > 0.0 else compute[at]
+        out[at] = _bend(memory[at], compute[at])[0] if memory[at] > 0.0 else 0.0
 
 
 @compiled

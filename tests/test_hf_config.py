@@ -171,3 +171,9 @@ def test_a_shape_that_is_no_whole_number_is_refused_with_its_value(value):
 def test_a_shape_of_zero_is_refused():
     with pytest.raises(CatalogError, match="vocab_size=0 should be greater than 0"):
         spec(vocab_size=0)
+
+
+def test_compressed_tensors_say_their_bits_by_group():
+    groups = {"group_0": {"weights": {"num_bits": 4, "type": "int"}, "input_activations": None}}
+    model = spec(quantization_config={"quant_method": "compressed-tensors", "config_groups": groups})
+    assert (model.quantization, model.quantization_bits) == ("compressed-tensors", 4)

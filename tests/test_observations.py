@@ -96,3 +96,8 @@ def test_a_missing_file_and_a_file_of_another_kind_are_named(tmp_path):
 def test_no_valid_row_at_all_is_refused():
     with pytest.raises(ObservationsError, match="no valid step"):
         observations([step(valid=False)])
+
+
+def test_tokens_without_a_request_are_refused_with_their_row():
+    with pytest.raises(ObservationsError, match="1 rows have tokens and no request, the first is row 1"):
+        observations([step(), step(num_decode_reqs=0, decode_tokens=3, decode_context_tokens=[])])

@@ -120,6 +120,29 @@ def test_quantised_weights_and_kv_are_read_in_fewer_bytes():
     assert operator(fp8, "gemm.qkv")[1][0] == pytest.approx(operator(plain, "gemm.qkv")[1][0] / 2)
 
 
+def test_attention_and_head_multiply_in_16_bits_whatever_the_weights_are():
+    prompt = {"prefill_new_tokens": [512], "prefill_context_tokens": [0]}
+    plain, fp8 = (times_of(step(**prompt, **changes)) for changes in ({}, {"quantization": "fp8"}))
+    for name in ("prefill_attention", "decode_attention", "gemm.lm_head"):
+        assert operator(fp8, name)[1][0] == operator(plain, name)[1][0]
+
+
+def test_weights_of_4_bits_are_widened_before_they_are_multiplied():
+    plain, int4 = (times_of(step(**changes)) for changes in ({}, {"quantization": "awq"}))
+    assert operator(int4, "gemm.qkv")[1][0] == operator(plain, "gemm.qkv")[1][0]
+
+
+def test_experts_cut_over_data_parallel_ranks_exchange_tokens_too():
+    job = {"model": "mistralai/Mixtral-8x7B-v0.1", "data_parallel_size": 4}
+    traffic = linear(times_of(step(**job)), "collective_traffic")[0]
+    assert traffic == pytest.approx(32 * 2 * 3 * 4096 * 2 / 450e3)
+
+
+def test_offload_is_taken_from_the_knob_where_bytes_are_not_recorded():
+    knob, recorded = times_of(step(cpu_offload_gb=2.0)), times_of(step(cpu_offload_bytes=2 * 2**30))
+    assert linear(knob, "offload_traffic")[0] == linear(recorded, "offload_traffic")[0] > 0
+
+
 def test_offloaded_weights_cross_pcie_in_every_step():
     times = times_of(step(cpu_offload_bytes=2**30))
     pcie = CATALOG.resolve_gpu("h100-sxm-80gb").datasheet.pcie_gbps

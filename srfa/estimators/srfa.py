@@ -6,12 +6,14 @@ measurement in :mod:`srfa.fit.terms`. An unseen GPU deviates from nothing, or by
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from srfa.catalog import Catalog
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.errors import CoefficientsError
 from srfa.estimators.groups import Groups
 from srfa.features import Block, FeatureMatrix, feature_matrix
 from srfa.fit.explosion import LARGEST_CYCLES, LARGEST_RATIO, refuse_explosion
@@ -25,10 +27,10 @@ from srfa.observations import Configuration, Observations
 from srfa.operator_kernels import LINEAR, StepTotals
 from srfa.operators import KINDS, constants, kind_of, operator_times, step_totals
 from srfa.ragged import FloatArray, IntArray
-from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, place_of, places
+from srfa.roofline import Place, bytes_per_us, per_step, place_of, places
 from srfa.smooth_roofline import Factors, predicted_us, smooth_roofline
 from srfa.step_kernel import step_us
-from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
+from srfa.units import BYTES_PER_US_PER_TBPS
 
 _GEMM = KINDS.index("gemm")
 _LEAST_ROOFLINE = float(smooth_roofline(np.ones(1), np.zeros(1))[0])
@@ -37,6 +39,8 @@ _HOST = np.array([name.startswith("host_") for name, _ in LINEAR], dtype=np.floa
 _LARGEST = {"1": LARGEST_RATIO} | {
     unit: LARGEST_CYCLES if "cycle" in unit else LARGEST_RATIO for _, unit in LINEAR if unit.startswith("us ")
 }
+_HUBER_DELTA = 0.1
+"""Where the settings name no threshold of their own; adaptive ones (``huber_delta_iqr``) are not used here."""
 _FIRST = np.zeros(1, dtype=np.int64)
 _SHARED = ("memory", "compute", "linear")
 _DEVIATING = ("gpu_memory", "gpu_compute", "software_host")
@@ -62,7 +66,9 @@ class SrfaEstimator:
             "linear": Block(tuple(name for name, _ in LINEAR), tuple(unit for _, unit in LINEAR), times.linear),
             "measured": Block(("memory", "compute"), ("1", "1"), np.column_stack(rates)),
         }
-        return feature_matrix(observations, blocks)
+        features = feature_matrix(observations, blocks)
+        resolved = tuple(replace(place.configuration, gpu=place.gpu.name) for place in where)
+        return replace(features, configurations=resolved)
 
     def fit(self, features: FeatureMatrix, config: FitConfig, *, prior: Coefficients | None = None) -> Coefficients:
         """Search the settings by jobs, start convex, refine by L-BFGS-B; a prior takes the place of the shipped one.
@@ -78,7 +84,8 @@ class SrfaEstimator:
         task = Task(groups.work(kept), kept.step_time_us, layout, _prior(groups, kept, prior))
         setting = _chosen(task, kept.job_index, config)
         fitted = _coefficients(task, groups, solve(task, setting, config), setting, config)
-        return refuse_explosion(fitted, largest=_LARGEST)
+        refuse_explosion(fitted, largest=_LARGEST)
+        return _with_groups_of(prior, fitted) if prior else fitted
 
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
@@ -89,13 +96,14 @@ class SrfaEstimator:
 class StepClock:
     """Predicts single steps of one configuration: what a simulator asks, some hundred thousand times a second.
 
-    Features and formula are those of :class:`SrfaEstimator`, compiled into one call.
+    Features and formula are those of :class:`SrfaEstimator`, compiled into one call. A clock has room for one step at a
+    time: threads need one each.
     """
 
     def __init__(self, coefficients: Coefficients, configuration: Configuration, catalog: Catalog) -> None:
         place = place_of(configuration, catalog)
         of = constants((place,))
-        groups = Groups((configuration.gpu,), (configuration.software_version or "",), _FIRST, _FIRST)
+        groups = Groups((place.gpu.name,), (configuration.software_version or "",), _FIRST, _FIRST)
         measured = np.array([[_memory_excess(place), _compute_excess(place)]])
         factors = _factors_of(coefficients, groups, measured)
         kind = np.array([kind_of(name) for name in of.operators], dtype=np.int64)
@@ -117,7 +125,7 @@ def _factors_of(coefficients: Coefficients, groups: Groups, excess: FloatArray) 
     """Return the factors of each group: as learned, as a microbenchmark says, or those of any GPU."""
     shared = np.concatenate([_log(coefficients, name) for name in _SHARED])
     layout = Layout(len(KINDS), _HOST, len(groups.gpus), len(groups.softwares))
-    return layout.factors(np.concatenate([shared, _deviations(coefficients, groups, excess)]))
+    return layout.factors(np.concatenate([shared, _deviations(coefficients, groups, excess, shared)]))
 
 
 def _memory_excess(place: Place) -> float:
@@ -126,8 +134,9 @@ def _memory_excess(place: Place) -> float:
 
 
 def _compute_excess(place: Place) -> float:
+    """Of 16-bit products, whatever this configuration multiplies in: a fact of the GPU."""
     measured = place.gpu.microbenchmark and place.gpu.microbenchmark.gemm_tflops
-    return flops_per_us(place) / (measured * FLOPS_PER_US_PER_TFLOPS) if measured else 0.0
+    return place.gpu.datasheet.bf16_tflops / measured if measured else 0.0
 
 
 def _log(coefficients: Coefficients, name: str) -> FloatArray:
@@ -135,20 +144,25 @@ def _log(coefficients: Coefficients, name: str) -> FloatArray:
     return np.log(learned_values(coefficients, name, names))
 
 
-def _deviations(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> FloatArray:
+def _deviations(known: Coefficients | None, groups: Groups, excess: FloatArray, shared: FloatArray) -> FloatArray:
     """Logarithms of the groups' deviations: as learned; else as measured; else none."""
-    measured = _measured(excess, _log(coefficients, "memory"), _log(coefficients, "compute"))
+    measured = _measured(excess, shared[: len(KINDS)], shared[len(KINDS) : 2 * len(KINDS)])
+    members = (groups.gpus, groups.gpus, groups.softwares)
     parts = []
-    for block, names, otherwise in zip(
-        _DEVIATING,
-        (groups.gpus, groups.gpus, groups.softwares),
-        (*measured, np.zeros(len(groups.softwares))),
-        strict=True,
-    ):
-        learned = coefficients.blocks[block]
-        known = dict(zip(learned.names, np.log(learned.values) if learned.values else (), strict=True))
-        parts += [known.get(name, fallback) for name, fallback in zip(names, otherwise, strict=True)]
+    for block, names, otherwise in zip(_DEVIATING, members, (*measured, np.zeros(len(members[2]))), strict=True):
+        learned = _learned_deviations(known, block)
+        parts += [learned.get(name, fallback) for name, fallback in zip(names, otherwise, strict=True)]
     return np.array(parts, dtype=np.float64)
+
+
+def _learned_deviations(known: Coefficients | None, block: str) -> dict[str, float]:
+    """Logarithm of each deviation a fit knows, by the group's name."""
+    if known is None:
+        return {}
+    if block not in known.blocks:
+        raise CoefficientsError(f"coefficients of srfa: block {block!r} is missing; fit again with this version")
+    learned = known.blocks[block]
+    return {name: float(np.log(value)) for name, value in zip(learned.names, learned.values, strict=True)}
 
 
 def _excess(groups: Groups, features: FeatureMatrix) -> FloatArray:
@@ -166,24 +180,18 @@ def _measured(excess: FloatArray, memory: FloatArray, compute: FloatArray) -> tu
 def _prior(groups: Groups, features: FeatureMatrix, source: Coefficients | None) -> Prior:
     """Return the shipped prior, or the one that the source's fit gives: all parameters, and the deviations it knows."""
     terms: tuple[Term, ...] = (*MEMORY, *COMPUTE, *LINEAR_TERMS)
-    n_deviations = 2 * len(groups.gpus) + len(groups.softwares)
     spread = [*(term.log_sd for term in terms), *[DEVIATION_LOG_SD] * (2 * len(groups.gpus))]
-    log_sd = np.array([*spread, *[SOFTWARE_LOG_SD] * len(groups.softwares)])
+    shared = np.log([term.mean for term in terms])
     if source:
         shared = np.concatenate([_log(source, name) for name in _SHARED])
-        return Prior(np.concatenate([shared, _deviations(source, groups, _excess(groups, features))]), log_sd)
-    shared = np.log([term.mean for term in terms])
-    n_kinds = len(KINDS)
-    measured = _measured(_excess(groups, features), shared[:n_kinds], shared[n_kinds : 2 * n_kinds])
-    deviations = np.concatenate([*measured, np.zeros(n_deviations)])[:n_deviations]
-    return Prior(np.concatenate([shared, deviations]), log_sd)
+    deviations = _deviations(source, groups, _excess(groups, features), shared)
+    return Prior(np.concatenate([shared, deviations]), np.array([*spread, *[SOFTWARE_LOG_SD] * len(groups.softwares)]))
 
 
 def _chosen(task: Task, job_index: IntArray, config: FitConfig) -> Setting:
     """Search where several weights of the prior are given; the threshold alone moves held-out errors by 0.02 points."""
-    deltas = (
-        config.huber_delta if len(config.prior_weight) > 1 else config.huber_delta[len(config.huber_delta) // 2 :][:1]
-    )
+    deltas = config.huber_delta or (_HUBER_DELTA,)
+    deltas = deltas if len(config.prior_weight) > 1 else (deltas[len(deltas) // 2],)
     grid = tuple(Setting(weight, delta) for weight, delta in product(config.prior_weight, deltas))
 
     def scores(train: IntArray, test: IntArray) -> FloatArray:
@@ -221,6 +229,17 @@ def _coefficients(task: Task, groups: Groups, solution: Solution, setting: Setti
         message=solution.message,
         config=config,
     )
+
+
+def _with_groups_of(source: Coefficients, fitted: Coefficients) -> Coefficients:
+    """Keep the deviations of the source's groups that none of the steps belongs to: a refit forgets no GPU."""
+    blocks = dict(fitted.blocks)
+    for name in _DEVIATING:
+        members = _learned_deviations(source, name) | _learned_deviations(fitted, name)
+        terms = tuple(Term(member, 1.0, 1.0) for member in sorted(members))
+        logs = np.array([members[term.name] for term in terms], dtype=np.float64)
+        blocks[name] = _block(terms, logs, ("1",) * len(terms), 0.0)
+    return fitted.model_copy(update={"blocks": blocks})
 
 
 def _block(terms: tuple[Term, ...], logs: FloatArray, units: tuple[str, ...], least: float) -> CoefficientBlock:

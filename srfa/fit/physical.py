@@ -34,6 +34,7 @@ LEAST_COMPUTE: Final = 1.0
 _FIRST_ROWS: Final = 10_000
 """A fit of more steps is first solved on this many, stratified by label; few passes over all of them remain then."""
 _TELLING_STEPS: Final = 100.0
+_ON_BOUND: Final = 1.0 - 1e-9
 _LARGEST_LOG: Final = 25.0
 
 
@@ -86,25 +87,41 @@ class Layout:
             linear=np.exp(linear + _with_unseen(software) * self.is_host),
         )
 
-    def gradient(self, factors: Factors, slopes: Factors) -> FloatArray:
-        """Return the derivative by the logarithms from that by the factors; a factor on its bound does not move."""
-        memory = slopes.memory * factors.memory * (factors.memory > LEAST_MEMORY)
-        compute = slopes.compute * factors.compute * (factors.compute > LEAST_COMPUTE)
-        linear = slopes.linear * factors.linear
+    def gradient(self, log_theta: FloatArray, slopes: Factors) -> FloatArray:
+        """Return the derivative by the logarithms from that by the factors; one held at its bound does not move."""
+        moving = self._moving(log_theta)
+        memory, compute, linear = (
+            slopes.memory * moving.memory,
+            slopes.compute * moving.compute,
+            slopes.linear * moving.linear,
+        )
         shared = [memory.sum(axis=0), compute.sum(axis=0), linear.sum(axis=0)]
         own = [memory[:-1].sum(axis=1), compute[:-1].sum(axis=1), linear[:-1] @ self.is_host]
         return np.concatenate([*shared, *own])
 
-    def curvature(self, factors: Factors, products: FloatArray) -> FloatArray:
+    def curvature(self, log_theta: FloatArray, products: FloatArray) -> FloatArray:
         """Return the Gauss-Newton matrix by the logarithms from those by the factors of each pair of groups."""
-        memory = factors.memory * (factors.memory > LEAST_MEMORY)
-        compute = factors.compute * (factors.compute > LEAST_COMPUTE)
+        moving = self._moving(log_theta)
         total = np.zeros((sum(self.sizes), sum(self.sizes)))
         for gpu, software in np.argwhere(products.any(axis=(2, 3))):
-            scale = np.concatenate([memory[gpu], compute[gpu], factors.linear[software]])
+            scale = np.concatenate([moving.memory[gpu], moving.compute[gpu], moving.linear[software]])
             chain = scale[:, None] * self._chain(int(gpu), int(software))
             total += chain.T @ products[gpu, software] @ chain
         return total
+
+    def _moving(self, log_theta: FloatArray) -> Factors:
+        """Return the factors, 0 where the parameters ask for less than the bound; on it they may still grow."""
+        factors = self.factors(log_theta)
+        memory, compute, _, gpu_memory, gpu_compute, _ = self.parts(log_theta)
+        asked_memory, asked_compute = (
+            np.exp(memory + _with_unseen(gpu_memory)),
+            np.exp(compute + _with_unseen(gpu_compute)),
+        )
+        return Factors(
+            memory=factors.memory * (asked_memory >= LEAST_MEMORY * _ON_BOUND),
+            compute=factors.compute * (asked_compute >= LEAST_COMPUTE * _ON_BOUND),
+            linear=factors.linear,
+        )
 
     def _chain(self, gpu: int, software: int) -> FloatArray:
         """Which logarithms add up to the logarithm of each factor of a pair of groups."""
@@ -145,17 +162,17 @@ def objective(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[floa
     factors = task.layout.factors(log_theta)
     loss, slopes = loss_and_slopes(task.work, factors, task.step_time_us, setting.huber_delta)
     penalty, pull = _penalty(log_theta, task, setting)
-    return loss + penalty, task.layout.gradient(factors, slopes) + pull
+    return loss + penalty, task.layout.gradient(log_theta, slopes) + pull
 
 
 def local_model(log_theta: FloatArray, task: Task, setting: Setting) -> Model:
     """Return the objective, its gradient and its Gauss-Newton matrix with respect to the logarithms."""
     factors = task.layout.factors(log_theta)
     loss, slopes, products = loss_and_curvature(task.work, factors, task.step_time_us, setting.huber_delta)
-    slope, (penalty, pull) = task.layout.gradient(factors, slopes), _penalty(log_theta, task, setting)
+    slope, (penalty, pull) = task.layout.gradient(log_theta, slopes), _penalty(log_theta, task, setting)
     bend = np.maximum(slope, 0.0)  # of the logarithm: what a factor that tends to zero feels
     diagonal = np.diag(bend + _weight(task, setting) / task.prior.log_sd**2)
-    return Model(loss + penalty, slope + pull, task.layout.curvature(factors, products) + diagonal)
+    return Model(loss + penalty, slope + pull, task.layout.curvature(log_theta, products) + diagonal)
 
 
 def _penalty(log_theta: FloatArray, task: Task, setting: Setting) -> tuple[float, FloatArray]:
@@ -177,9 +194,17 @@ def tangent_start(task: Task, setting: Setting, config: FitConfig) -> FloatArray
     """
     part = task.take(stratified_rows(task.step_time_us, config.convex_max_rows, config.seed))
     layout, mean = part.layout, part.prior.log_mean
-    by_memory, by_compute = tangents(part.work, layout.factors(mean))
-    columns = np.hstack([by_memory, by_compute, part.work.linear])
-    at_prior = np.exp(np.concatenate(layout.parts(mean)[:3]))
+    work, factors = part.work, layout.factors(mean)
+    by_memory, by_compute = tangents(work, factors)
+    memory, compute, linear = (np.exp(shared) for shared in layout.parts(mean)[:3])
+    columns = np.hstack(
+        [
+            by_memory * factors.memory[work.gpu] / memory,
+            by_compute * factors.compute[work.gpu] / compute,
+            work.linear * factors.linear[work.software] / linear,
+        ]
+    )
+    at_prior = np.concatenate([memory, compute, linear])
     scale = column_scale(columns, part.step_time_us)
     bounds = np.repeat([LEAST_MEMORY, LEAST_COMPUTE, 0.0], [layout.n_kinds, layout.n_kinds, len(layout.is_host)])
     found = bounded_huber(

@@ -102,6 +102,36 @@ def test_a_microbenchmark_takes_the_place_of_the_unknown_deviation(planted):
     assert 1.2 < times[1] / times[0] < 1.5
 
 
+def calibrated(**figures):
+    gpu = CATALOG.resolve_gpu("h200-sxm-141gb")
+    measured = Microbenchmark(
+        schema_version=1, kind="cuda", dtype="bfloat16", gpu="h200-sxm-141gb", source="made up", **figures
+    )
+    return CATALOG.with_gpu(gpu.model_copy(update={"microbenchmark": measured}))
+
+
+def test_a_microbenchmark_of_16_bit_products_says_the_same_of_every_configuration(planted):
+    law, _ = planted
+    shelf = calibrated(gemm_tflops=750.0)
+    job = {
+        "gpu": "h200-sxm-141gb",
+        "prefill_new_tokens": [8192],
+        "prefill_context_tokens": [0],
+        "decode_context_tokens": [],
+    }
+    plain, fp8 = step(**job), step(**job, quantization="fp8")
+    alone = [SRFA.predict(law, SRFA.features(observations([row]), shelf))[0] for row in (plain, fp8)]
+    together = SRFA.predict(law, SRFA.features(observations([fp8, plain]), shelf))
+    assert together.tolist() == alone[::-1]
+    assert alone[1] < 0.75 * alone[0]
+
+
+def test_a_gpu_spelled_in_capitals_is_the_same_gpu(planted):
+    law, _ = planted
+    times = [SRFA.predict(law, features_of([step(gpu=name)]))[0] for name in ("a100-sxm-80gb", "A100-SXM-80GB")]
+    assert times[0] == times[1]
+
+
 def test_no_prediction_undercuts_the_speed_of_light(planted):
     _, features = planted
     fast = SRFA.fit(relabelled(features, features.step_time_us / 10.0), LOOSE)
@@ -152,6 +182,20 @@ def test_a_few_steps_of_another_gpu_teach_it_and_ten_do_no_harm(planted):
     few = {count: error(SRFA.fit(pool.take(np.arange(count)), QUICK, prior=law)) for count in (10, 50)}
     assert few[10] < error(law)
     assert few[50] < 0.5 * error(law)
+
+
+def test_a_refit_forgets_no_gpu_of_its_source(planted):
+    law, _ = planted
+    pool = features_of(random_steps(40, seed=4, gpu="h200-sxm-141gb"))
+    refitted = SRFA.fit(pool, QUICK, prior=law)
+    assert set(refitted.blocks["gpu_memory"].names) == {"a100-sxm-80gb", "h100-sxm-80gb", "h200-sxm-141gb"}
+    assert refitted.blocks["gpu_memory"]["a100-sxm-80gb"] == pytest.approx(law.blocks["gpu_memory"]["a100-sxm-80gb"])
+
+
+def test_adaptive_thresholds_alone_leave_the_own_one(planted):
+    _, features = planted
+    config = FitConfig(huber_delta=(), huber_delta_iqr=(1.5,))
+    assert SRFA.fit(features, config).chosen["huber_delta"] == 0.1
 
 
 def test_the_search_takes_the_setting_that_transfers(planted):

@@ -70,6 +70,25 @@ def test_the_curvature_is_the_derivative_of_the_gradient_where_nothing_is_left_t
         assert curvature[position] == pytest.approx(numeric, rel=1e-3, abs=1e-6)
 
 
+def test_on_its_bound_a_factor_still_feels_what_would_lift_it():
+    at = np.zeros(N_PARAMETERS)
+    at[:2] = np.log(LEAST_MEMORY)
+    one, setting = task(), Setting(1e-9, 10.0)
+    slow = Task(one.work, 2.0 * one.step_time_us, LAYOUT, one.prior)
+    _, gradient = objective(at, slow, setting)
+    lifted = at + np.where(np.arange(N_PARAMETERS) < 4, 1e-6, 0.0)
+    assert (gradient[:4] < 0).all()
+    assert objective(lifted, slow, setting)[0] < objective(at, slow, setting)[0]
+
+
+def test_the_tangent_plane_starts_from_groups_that_deviate():
+    """Where the prior is the truth, deviations included, the start is the truth too."""
+    one = task(400)
+    prior = Prior(PLANTED, np.full(N_PARAMETERS, 5.0))
+    start = tangent_start(Task(one.work, one.step_time_us, LAYOUT, prior), Setting(1e-12, 10.0), CONFIG)
+    assert start == pytest.approx(PLANTED, abs=1e-3)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_factors_are_recovered(seed):
     found = solve(task(3000, seed=seed), Setting(1e-9, 0.1), CONFIG)
