@@ -18,6 +18,7 @@ from srfa import present
 from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
 from srfa.estimator_names import DEFAULT_ESTIMATOR
+from srfa.files import require_writable, require_writable_folder
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
@@ -144,6 +145,7 @@ def probe(
 
     Example: srfa probe --out microbenchmark.json --gpu h100-sxm-80gb
     """
+    require_writable(out)
     options = ["--device", device, "--gpu", gpu, *(("--dtype", dtype) if dtype else ())]
     present.say(f"measuring for about {seconds:g} s")
     measured = run_probe(python, out, seconds=seconds, arguments=options)
@@ -167,6 +169,7 @@ def ingest(
 
     Example: srfa ingest runs/traces/run_id=local --out runs
     """
+    require_writable_folder(out)
     folders = find_job_folders(sources)
     catalog = measured_catalog(folders, common.catalog())
     done = []
@@ -208,6 +211,7 @@ def fit(  # noqa: PLR0913 - one parameter an option
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
+    require_writable(out)
     chosen, catalog, settings = estimator_named(estimator), calibrated(common, calibrate), common.fit_config(config)
     source = read_prior(prior, chosen.name) if prior else None
     if source and with_intervals:
@@ -280,6 +284,7 @@ def export(
     from srfa.export import projection_of, write_blis  # noqa: PLC0415 - see above
     from srfa.speed_of_light import possible_steps  # noqa: PLC0415 - see above
 
+    require_writable_folder(out)
     fitted = read_coefficients(coefficients)
     if target is ExportFormat.JSON:
         written: tuple[Path, ...] = (out / "coefficients.json",)

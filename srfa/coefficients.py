@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from srfa.errors import CoefficientsError
+from srfa.files import write_text
 from srfa.grades import Intervals, TrainingDomain
 from srfa.specs import Spec
 
@@ -204,8 +205,11 @@ def read_prior(path: Path, estimator: str) -> Coefficients:
 
 
 def write_coefficients(coefficients: Coefficients, path: Path) -> None:
-    """Write ``coefficients.json`` under a temporary name and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(coefficients.model_dump_json(indent=1) + "\n")
-    temporary.replace(path)
+    """Write ``coefficients.json`` under a temporary name and rename it into place.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    write_text(path, coefficients.model_dump_json(indent=1) + "\n")

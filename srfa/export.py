@@ -20,6 +20,7 @@ from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, Provenance
 from srfa.errors import InputError
 from srfa.estimators import estimator_named
+from srfa.files import write_text
 from srfa.observations import Observations
 from srfa.specs import GpuSpec
 
@@ -48,11 +49,10 @@ def write_blis(
     Raises
     ------
     InputError
-        A coefficient is negative or not finite.
+        A coefficient is negative or not finite, or a file cannot be written.
     """
     text = defaults_yaml(projection, provenance)
     check_blis(yaml.safe_load(text), where=DEFAULTS_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
     hardware = json.dumps(hardware_config(gpus), indent=2) + "\n"
     return _write(folder / DEFAULTS_FILE, text), _write(folder / HARDWARE_FILE, hardware)
 
@@ -154,7 +154,5 @@ def _check_list(value: object, lengths: range, where: str) -> None:
 
 
 def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
     return path

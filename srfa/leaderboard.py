@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from srfa.coefficients import FitConfig, Provenance
 from srfa.errors import InputError
+from srfa.files import write_text
 from srfa.folds import Split
 from srfa.metrics import Errors, Interval
 from srfa.specs import Spec
@@ -140,11 +141,14 @@ class Leaderboard(Spec):
 
 
 def write_leaderboard(board: Leaderboard, path: Path) -> None:
-    """Write ``leaderboard.json`` under a temporary name and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(board.model_dump_json(indent=1) + "\n")
-    temporary.replace(path)
+    """Write ``leaderboard.json`` under a temporary name and rename it into place.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    write_text(path, board.model_dump_json(indent=1) + "\n")
 
 
 def read_leaderboard(path: Path) -> Leaderboard:

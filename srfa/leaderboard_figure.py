@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from srfa.errors import UsageError
+from srfa.files import writing
 from srfa.leaderboard import DatasetBoard, Entry, Leaderboard, Ranked, SplitBoard
 from srfa.ragged import FloatArray
 
@@ -55,7 +56,8 @@ def draw_leaderboard(board: Leaderboard, path: Path) -> None:
     for block, dataset in zip(blocks, shown, strict=False):
         _dataset_block(block, dataset, n_columns)
     blocks[-1].supxlabel(_KEY if shown else "no split was possible", fontsize=8)
-    figure.savefig(path, dpi=110)
+    with writing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _splits(dataset: DatasetBoard) -> list[SplitBoard]:

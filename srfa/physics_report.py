@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from srfa.errors import InputError
+from srfa.files import write_text
 from srfa.specs import Spec
 
 PhysicsRule = Literal[
@@ -75,11 +76,14 @@ class PhysicsReport(Spec):
 
 
 def write_physics(report: PhysicsReport, path: Path) -> None:
-    """Write ``physics.json`` under a temporary name and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(report.model_dump_json(indent=1) + "\n")
-    temporary.replace(path)
+    """Write ``physics.json`` under a temporary name and rename it into place.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    write_text(path, report.model_dump_json(indent=1) + "\n")
 
 
 def read_physics(path: Path) -> PhysicsReport:

@@ -14,6 +14,7 @@ from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients
 from srfa.domain import grade_steps
 from srfa.estimators import estimator_named
+from srfa.files import writing
 from srfa.metrics import Errors, Scored, errors
 from srfa.observations import Observations, load_observations
 from srfa.ragged import FloatArray
@@ -46,7 +47,8 @@ def predict_files(paths: Sequence[Path], coefficients: Coefficients, catalog: Ca
     place = np.where(valid, np.cumsum(valid) - 1, 0)
     for name, column in _columns(observations, predicted_us, coefficients, catalog).items():
         rows = rows.append_column(name, pc.if_else(pa.array(valid), column.take(pa.array(place)), None))
-    _write(rows, out)
+    with writing(out) as temporary:
+        pq.write_table(rows, temporary, compression="zstd")
     return errors(Scored(observations.step_time_us, predicted_us, np.array(observations.job_ids, dtype=np.str_)))
 
 
@@ -66,10 +68,3 @@ def _columns(
         "domain_reason": pa.array(graded.reasons, pa.string()).take(pa.array(graded.reason_index)),
         "leverage_ratio": pa.array(graded.leverage_ratio),
     }
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)

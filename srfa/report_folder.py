@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from srfa.coefficients import read_coefficients
 from srfa.errors import InputError
 from srfa.figures import draw_figures
+from srfa.files import require_writable, write_text
 from srfa.gate import GateDecision
 from srfa.leaderboard import Leaderboard, read_leaderboard
 from srfa.leaderboard_figure import LEADERBOARD_FIGURE, draw_leaderboard
@@ -31,16 +32,17 @@ def write_report(folder: Path, out: Path) -> None:
     Raises
     ------
     InputError
-        A file is missing or cannot be used, or ``out`` ends otherwise.
+        A file is missing or cannot be used, ``out`` ends otherwise, or it cannot be written.
     """
     if out.suffix not in {".html", ".md"}:
         raise InputError(f"{out}: a report ends in .html or .md")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(out)
     if out.suffix == ".md":
-        out.write_text(to_markdown(_page(folder, out.parent)))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, to_markdown(_page(folder, out.parent)))
         return
     with tempfile.TemporaryDirectory() as pictures:
-        out.write_text(to_html(_page(folder, Path(pictures)), Path(pictures)))
+        write_text(out, to_html(_page(folder, Path(pictures)), Path(pictures)))
 
 
 def _page(folder: Path, pictures: Path) -> Page:

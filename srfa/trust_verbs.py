@@ -10,6 +10,7 @@ import typer
 from srfa import present
 from srfa.coefficients import read_coefficients
 from srfa.errors import DataInvalidError
+from srfa.files import require_writable
 from srfa.observations import load_observations
 from srfa.options import Calibrations, Common, ObservationFiles, calibrated, with_common
 from srfa.physics_report import write_physics
@@ -43,6 +44,8 @@ def physics(
     from srfa.estimators import estimator_named  # noqa: PLC0415 - loads cvxpy and scipy, which 'srfa --help' need not
     from srfa.physics import check_physics  # noqa: PLC0415 - as above
 
+    if out:
+        require_writable(out)
     fitted = read_coefficients(coefficients)
     catalog = calibrated(common, calibrate)
     report = check_physics(estimator_named(fitted.estimator), fitted, catalog, n_batches=batches, seed=common.seed)

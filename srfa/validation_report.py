@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from srfa.coefficients import FitConfig, FoldSummary, Provenance, Transfer
 from srfa.errors import InputError
+from srfa.files import write_text
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError
 from srfa.specs import Spec
@@ -124,11 +125,14 @@ def fold_summaries(report: ValidationReport) -> tuple[FoldSummary, ...]:
 
 
 def write_reports(reports: tuple[ValidationReport, ...], path: Path) -> None:
-    """Write ``report.json`` under a temporary name and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(ReportFile(reports=reports).model_dump_json(indent=1) + "\n")
-    temporary.replace(path)
+    """Write ``report.json`` under a temporary name and rename it into place.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    write_text(path, ReportFile(reports=reports).model_dump_json(indent=1) + "\n")
 
 
 def read_reports(path: Path) -> tuple[ValidationReport, ...]:

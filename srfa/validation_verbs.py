@@ -12,6 +12,7 @@ import typer
 
 from srfa import present
 from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
+from srfa.files import require_writable, writing
 from srfa.folds import SPLITS, split_named
 from srfa.gate import check_gate, load_limits
 from srfa.observations import load_observations
@@ -51,6 +52,8 @@ def validate(  # noqa: PLR0913 - one parameter an option
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.validate import cross_predict  # noqa: PLC0415 - see above
 
+    for path in (out, predictions) if predictions else (out,):
+        require_writable(path)
     chosen, catalog, settings = estimator_named(estimator), calibrated(common, calibrate), common.fit_config(config)
     splits, steps, results = [split_named(name) for name in split], load_observations(observations), []
     origin = provenance_of(steps, file_hashes(observations), microbenchmarks=calibrate or ())
@@ -68,7 +71,8 @@ def validate(  # noqa: PLR0913 - one parameter an option
     write_reports(reports, out)
     if predictions:
         held_out = pa.concat_tables([result.held_out for result in results])
-        pq.write_table(held_out, predictions, compression="zstd")
+        with writing(predictions) as temporary:
+            pq.write_table(held_out, temporary, compression="zstd")
     if common.as_json:
         present.show_json(reports)
     present.say(f"wrote {out}")
@@ -97,8 +101,10 @@ def compare(
 
     chosen, splits = estimators_named(estimators), [split_named(name) for name in dict.fromkeys(split or SPLITS)]
     catalog, settings = common.catalog(), common.fit_config(config)
+    require_writable(out)
     if plot:
         check_picture(plot)
+        require_writable(plot)
     with present.progress("compare") as advance:
         found = compare_files(
             observations, chosen, catalog, splits=splits, config=settings, n_jobs=common.jobs, progress=advance

@@ -471,3 +471,28 @@ def test_identify_names_what_moves_together_and_a_job_that_would_help(measured, 
 def test_an_estimator_with_nothing_to_identify_says_so(measured, fitted, capsys):
     assert run("identify", measured, "--coefficients", fitted) == 2
     assert "no named coefficients" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "none.parquet", "--out", "taken/c.json"],
+        ["predict", "none.parquet", "--coefficients", "none.json", "--out", "taken/p.parquet"],
+        ["validate", "none.parquet", "--split", "time", "--out", "taken/r.json"],
+        ["validate", "none.parquet", "--split", "time", "--out", "r.json", "--predictions", "taken/p.parquet"],
+        ["compare", "none.parquet", "--out", "taken/b.json"],
+        ["compare", "none.parquet", "--out", "b.json", "--plot", "taken/b.png"],
+        ["physics", "--coefficients", "none.json", "--out", "taken/p.json"],
+        ["export", "--coefficients", "none.json", "--out", "taken"],
+        ["report", "none", "--out", "taken/r.md"],
+        ["ingest", "none", "--out", "taken"],
+        ["probe", "--python", "none", "--out", "taken/m.json"],
+    ],
+)
+def test_an_out_that_cannot_be_written_is_refused_before_the_inputs_are_read(arguments, tmp_path, capsys):
+    (tmp_path / "taken").write_text("kept")
+    assert run(*arguments) == 2
+    said = capsys.readouterr().err
+    assert f"{arguments[-1]}: cannot be written (" in said
+    assert "; name a file in a folder that you may write to" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

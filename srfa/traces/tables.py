@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from srfa.errors import DataInvalidError, InputError
+from srfa.files import writing
 from srfa.schema import JOBS, OBSERVATIONS, SCHEMA_VERSION
 from srfa.specs import BenchmarkJob, EngineArgs, GpuSpec
 from srfa.traces.plugin import EngineRecord
@@ -106,6 +105,8 @@ def write_table(table: pa.Table, path: Path) -> None:
 
     Raises
     ------
+    InputError
+        The file cannot be written.
     ValueError
         The table carries no ``schema_version``: it is not one of :mod:`srfa.schema`.
     """
@@ -113,14 +114,8 @@ def write_table(table: pa.Table, path: Path) -> None:
         raise ValueError(
             f"{path}: the table has no schema_version in its metadata; build it with a schema of srfa.schema"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
