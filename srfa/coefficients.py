@@ -176,7 +176,7 @@ def read_coefficients(path: Path) -> Coefficients:
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError as error:
         raise CoefficientsError(f"{path}: cannot be read ({error.strerror}); fit one with 'srfa fit'") from error
     try:
@@ -184,7 +184,10 @@ def read_coefficients(path: Path) -> Coefficients:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "document"
-        raise CoefficientsError(f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s))") from error
+        raise CoefficientsError(
+            f"{path}: {place}: {first['msg']} ({error.error_count()} problem(s)); name the coefficients that 'srfa fit'"
+            " wrote, or fit anew"
+        ) from error
 
 
 def read_prior(path: Path, estimator: str) -> Coefficients:

@@ -160,7 +160,7 @@ def read_leaderboard(path: Path) -> Leaderboard:
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
     try:
-        return Leaderboard.model_validate_json(path.read_text())
+        return Leaderboard.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa compare'") from error
     except ValidationError as error:

@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from srfa.errors import ObservationsError, WrongClockError
 from srfa.ragged import FloatArray, IntArray, Ragged
 from srfa.schema import OBSERVATIONS, REQUIRED_OBSERVATION_COLUMNS
+
+BoolArray = NDArray[np.bool_]
 
 REFUSED_LABELS = {
     "step.duration_us": (
@@ -26,6 +30,8 @@ REFUSED_LABELS = {
     ),
     "sched_time_us": "sched_time_us is the time inside schedule(), not the step; the label is step_time_us",
 }
+_LABEL: Final = "step_time_us"
+_REQUIRED_TO_PREDICT: Final = tuple(name for name in REQUIRED_OBSERVATION_COLUMNS if name != _LABEL)
 _WRONG_LABEL_METHODS = {"step.duration_us", "schedule", "sched_time"}
 
 
@@ -48,6 +54,46 @@ class Configuration:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where steps were read, for errors.
+
+    Parameters
+    ----------
+    files
+        The files' names, or what a table that is no file is called.
+    file_index, rows
+        Each step's file, and its row there counted from 0, shape ``(n_steps,)``.
+    """
+
+    files: tuple[str, ...]
+    file_index: IntArray
+    rows: IntArray
+
+    @classmethod
+    def of(cls, files: Sequence[str], sizes: Sequence[int]) -> Origin:
+        """Return the origin of all rows of some files, one after the other."""
+        return cls(
+            tuple(files), np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
+        )
+
+    def take(self, rows: IntArray) -> Origin:
+        """Return the origin of the given steps, in that order."""
+        return Origin(self.files, self.file_index[rows], self.rows[rows])
+
+    def file_of(self, bad: BoolArray) -> str:
+        """Return the file of the first bad step."""
+        return self.files[int(self.file_index[int(np.argmax(bad))])]
+
+    def row_of(self, bad: BoolArray) -> str:
+        """Name the row of the first bad step, and how many there are.
+
+        >>> Origin.of(["a.parquet"], [3]).row_of(np.array([False, True, True]))
+        'row 1 (2 such rows)'
+        """
+        return f"row {self.rows[int(np.argmax(bad))]} ({int(np.sum(bad))} such rows)"
+
+
+@dataclass(frozen=True, slots=True)
 class Observations:
     """Steps with their job's columns; every array has one entry a step.
 
@@ -59,6 +105,8 @@ class Observations:
         The distinct configurations, and which one each step ran on, shape ``(n_steps,)``.
     prefill_new_tokens, prefill_context_tokens, decode_context_tokens
         Per scheduled request: tokens computed in this step, tokens computed before it, KV length attended.
+    origin
+        The file and row of each step.
     """
 
     table: pa.Table
@@ -67,6 +115,7 @@ class Observations:
     prefill_new_tokens: Ragged
     prefill_context_tokens: Ragged
     decode_context_tokens: Ragged
+    origin: Origin
 
     @property
     def n_steps(self) -> int:
@@ -75,7 +124,7 @@ class Observations:
 
     @property
     def step_time_us(self) -> FloatArray:
-        """The label, microseconds, shape ``(n_steps,)``."""
+        """The label, microseconds, shape ``(n_steps,)``; NaN where :func:`load_unlabelled` found none."""
         return self.numbers("step_time_us")
 
     @property
@@ -106,6 +155,7 @@ class Observations:
             self.prefill_new_tokens.take(rows),
             self.prefill_context_tokens.take(rows),
             self.decode_context_tokens.take(rows),
+            self.origin.take(rows),
         )
 
 
@@ -119,39 +169,80 @@ def load_observations(paths: Sequence[Path]) -> Observations:
     WrongClockError
         A file offers something else than the busy-loop cycle as its step time.
     """
-    if not paths:
-        raise ObservationsError("no observation file was given")
-    return from_table(pa.concat_tables([_read(Path(path)) for path in paths]), where=", ".join(map(str, paths)))
+    return _labelled(*_read_all(paths, REQUIRED_OBSERVATION_COLUMNS))
+
+
+def load_unlabelled(paths: Sequence[Path]) -> Observations:
+    """Read and check steps to predict, as :func:`load_observations` but for the label: it may be absent, null or NaN.
+
+    Raises
+    ------
+    ObservationsError
+        A file cannot be read, lacks another required column or holds an impossible value; a label that is given counts.
+    WrongClockError
+        A file's ``step_time_method`` says that its label is something else than the busy-loop cycle.
+    """
+    found = _checked(*_read_all(paths, _REQUIRED_TO_PREDICT))
+    _refuse_labels(found, np.isinf(found.step_time_us) | (found.step_time_us <= 0))
+    return found
 
 
 def from_table(table: pa.Table, *, where: str = "observations") -> Observations:
     """Check a table of the observation form and build its arrays; rows marked ``valid = false`` are left out."""
-    table = _normalise(table, where)
-    if pc.any(pc.invert(table["valid"])).as_py():
-        table = table.filter(pc.fill_null(table["valid"], True))
-    if table.num_rows == 0:
-        raise ObservationsError(f"{where}: no valid step; every row says valid = false, or the file is empty")
-    _check_values(table, where)
+    return _labelled(_normalise(table, where, REQUIRED_OBSERVATION_COLUMNS), Origin.of([where], [table.num_rows]))
+
+
+def _labelled(table: pa.Table, origin: Origin) -> Observations:
+    found = _checked(table, origin)
+    _refuse_nulls(found.table, (_LABEL,), found.origin)
+    _refuse_labels(found, ~np.isfinite(found.step_time_us) | (found.step_time_us <= 0))
+    return found
+
+
+def _refuse_labels(found: Observations, bad: BoolArray) -> None:
+    _refuse_values(found.table, _LABEL, found.origin, bad, "a finite number above 0")
+
+
+def _checked(table: pa.Table, origin: Origin) -> Observations:
+    """Check everything but the labels, leave out rows marked ``valid = false``, and build the arrays."""
+    valid = np.asarray(pc.fill_null(table["valid"], True), dtype=bool)
+    if not valid.any():
+        raise ObservationsError(
+            f"{', '.join(origin.files)}: no valid step; every row says valid = false, or the file is empty"
+        )
+    if not valid.all():
+        table, origin = table.filter(pa.array(valid)), origin.take(np.flatnonzero(valid))
+    _check_values(table, origin)
     configurations, index = _configurations(table)
     new, context, decode = _lists(table)
-    _check_lists(table, new, context, decode, where)
-    return Observations(table, configurations, index, new, context, decode)
+    _check_lists(table, new, context, decode, origin)
+    return Observations(table, configurations, index, new, context, decode, origin)
 
 
-def _read(path: Path) -> pa.Table:
+def _read_all(paths: Sequence[Path], required: Sequence[str]) -> tuple[pa.Table, Origin]:
+    if not paths:
+        raise ObservationsError("no observation file was given")
+    tables = [_read(Path(path), required) for path in paths]
+    return pa.concat_tables(tables), Origin.of([str(path) for path in paths], [table.num_rows for table in tables])
+
+
+def _read(path: Path, required: Sequence[str]) -> pa.Table:
+    if path.is_dir():
+        raise ObservationsError(f"{path}: is a folder; name the Parquet files in it, such as {path}/*.parquet")
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise ObservationsError(f"{path}: no such file") from error
     except (OSError, pa.ArrowInvalid) as error:
         raise ObservationsError(f"{path}: not a Parquet file ({error})") from error
-    return _normalise(table, str(path))
+    return _normalise(table, str(path), required)
 
 
-def _normalise(table: pa.Table, where: str) -> pa.Table:
+def _normalise(table: pa.Table, where: str, required: Sequence[str]) -> pa.Table:
     """Refuse wrong clocks and missing columns; return the table with exactly the observation columns."""
-    _refuse_wrong_clock(table, where)
-    missing = [name for name in REQUIRED_OBSERVATION_COLUMNS if name not in table.column_names]
+    if _LABEL in required or _LABEL in table.column_names:
+        _refuse_wrong_clock(table, where)
+    missing = [name for name in required if name not in table.column_names]
     if missing:
         raise ObservationsError(
             f"{where}: required column(s) {', '.join(missing)} missing ({table.num_rows} rows, columns:"
@@ -185,37 +276,41 @@ def _cast(table: pa.Table, field: pa.Field, where: str) -> pa.ChunkedArray:
         ) from error
 
 
-def _check_values(table: pa.Table, where: str) -> None:
-    for name in REQUIRED_OBSERVATION_COLUMNS:
-        if table[name].null_count:
-            raise ObservationsError(
-                f"{where}: column {name} is null in {table[name].null_count} rows; fill or drop them"
-            )
-    _refuse_rows(table, "step_time_us", where, lowest_exclusive=0.0)
+def _check_values(table: pa.Table, origin: Origin) -> None:
+    _refuse_nulls(table, _REQUIRED_TO_PREDICT, origin)
     for name in ("num_prefill_reqs", "num_decode_reqs", "prefill_tokens", "decode_tokens"):
-        _refuse_rows(table, name, where, lowest_exclusive=-1.0)
-    _refuse_rows(table, "tensor_parallel_size", where, lowest_exclusive=0.0)
-    tokens = _numbers(table, "prefill_tokens") + _numbers(table, "decode_tokens")
-    if (empty := int(np.sum(tokens <= 0))) > 0:
+        _refuse_values(table, name, origin, _numbers(table, name) < 0, "a whole number of at least 0")
+    name = "tensor_parallel_size"
+    _refuse_values(table, name, origin, _numbers(table, name) < 1, "a whole number of at least 1")
+    empty = _numbers(table, "prefill_tokens") + _numbers(table, "decode_tokens") <= 0
+    if empty.any():
         raise ObservationsError(
-            f"{where}: {empty} rows schedule no token; such a step has no label, mark it valid=false"
+            f"{origin.file_of(empty)}: no token is scheduled in {origin.row_of(empty)}; such a step has no label, mark"
+            " it valid=false"
         )
-    requests = _numbers(table, "num_prefill_reqs") + _numbers(table, "num_decode_reqs")
-    if (orphaned := int(np.sum(requests <= 0))) > 0:
+    orphaned = _numbers(table, "num_prefill_reqs") + _numbers(table, "num_decode_reqs") <= 0
+    if orphaned.any():
         raise ObservationsError(
-            f"{where}: {orphaned} rows have tokens and no request, the first is row {int(np.argmax(requests <= 0))};"
-            " correct num_prefill_reqs and num_decode_reqs"
+            f"{origin.file_of(orphaned)}: tokens and no request in {origin.row_of(orphaned)}; correct num_prefill_reqs"
+            " and num_decode_reqs"
         )
 
 
-def _refuse_rows(table: pa.Table, name: str, where: str, *, lowest_exclusive: float) -> None:
-    values = _numbers(table, name)
-    bad = ~np.isfinite(values) | (values <= lowest_exclusive)
+def _refuse_nulls(table: pa.Table, names: Sequence[str], origin: Origin) -> None:
+    for name in names:
+        if table[name].null_count:
+            absent = np.asarray(pc.is_null(table[name]), dtype=bool)
+            raise ObservationsError(
+                f"{origin.file_of(absent)}: column {name} is null in {origin.row_of(absent)}; fill or drop them"
+            )
+
+
+def _refuse_values(table: pa.Table, name: str, origin: Origin, bad: BoolArray, expected: str) -> None:
     if bad.any():
-        first = int(np.flatnonzero(bad)[0])
+        value = table[name][int(np.argmax(bad))].as_py()
         raise ObservationsError(
-            f"{where}: column {name} is {values[first]} in row {first} ({int(bad.sum())} such rows), expected a finite"
-            f" number above {lowest_exclusive:g}; drop those rows or mark them valid=false"
+            f"{origin.file_of(bad)}: column {name} is {value} in {origin.row_of(bad)}, expected {expected}; drop those"
+            " rows or mark them valid=false"
         )
 
 
@@ -276,7 +371,7 @@ def _sums(table: pa.Table, name: str) -> FloatArray:
     return np.nan_to_num(_numbers(table, name), nan=0.0)
 
 
-def _check_lists(table: pa.Table, new: Ragged, context: Ragged, decode: Ragged, where: str) -> None:
+def _check_lists(table: pa.Table, new: Ragged, context: Ragged, decode: Ragged, origin: Origin) -> None:
     n_prefill, n_decode = _numbers(table, "num_prefill_reqs"), _numbers(table, "num_decode_reqs")
     inexact = ~np.isclose(new.sum(), _numbers(table, "prefill_tokens"))
     checks = (
@@ -287,5 +382,4 @@ def _check_lists(table: pa.Table, new: Ragged, context: Ragged, decode: Ragged, 
     )
     for claim, bad in checks:
         if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise ObservationsError(f"{where}: {claim} in row {row} ({int(bad.sum())} such rows); correct the lists")
+            raise ObservationsError(f"{origin.file_of(bad)}: {claim} in {origin.row_of(bad)}; correct the lists")

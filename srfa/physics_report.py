@@ -95,7 +95,7 @@ def read_physics(path: Path) -> PhysicsReport:
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
     try:
-        return PhysicsReport.model_validate_json(path.read_text())
+        return PhysicsReport.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa physics --out'") from error
     except ValidationError as error:

@@ -85,6 +85,17 @@ def busiest_rank(routing: str | None, experts: int, top_k: int, ranks: int) -> R
     return RankLoad(*np.maximum.accumulate(np.array(loads), axis=0).T)
 
 
+def require_routing(routing: str | None) -> None:
+    """Do nothing where :func:`busiest_rank` knows the routing.
+
+    Raises
+    ------
+    ObservationsError
+        It does not.
+    """
+    _drawing(routing)
+
+
 def _drawing(routing: str | None) -> Draw:
     if routing in _AT_RANDOM:
         return _random

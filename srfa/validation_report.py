@@ -144,7 +144,7 @@ def read_reports(path: Path) -> tuple[ValidationReport, ...]:
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
     try:
-        return ReportFile.model_validate_json(path.read_text()).reports
+        return ReportFile.model_validate_json(path.read_bytes()).reports
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa validate'") from error
     except ValidationError as error:

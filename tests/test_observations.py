@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from srfa.errors import ObservationsError, WrongClockError
-from srfa.observations import from_table, load_observations
+from srfa.observations import from_table, load_observations, load_unlabelled
 from tests.steps import observations, random_steps, step, table
 
 
@@ -57,8 +57,11 @@ def test_take_equals_selecting_the_rows_first():
             "does not sum to prefill_tokens",
         ),
         ({"prefill_new_tokens": [5], "prefill_context_tokens": []}, "prefill_context_tokens is not parallel"),
-        ({"decode_context_tokens": [], "decode_tokens": 0}, "schedule no token"),
-        ({"gpu": None}, "column gpu is null in 1 rows"),
+        ({"decode_context_tokens": [], "decode_tokens": 0}, r"no token is scheduled in row 1 \(1 such rows\)"),
+        ({"gpu": None}, r"column gpu is null in row 1 \(1 such rows\); fill or drop them"),
+        ({"step_time_us": None}, r"column step_time_us is null in row 1 \(1 such rows\)"),
+        ({"num_decode_reqs": -1}, r"column num_decode_reqs is -1 in row 1 .*, expected a whole number of at least 0"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0 in row 1 .*, expected a whole number of at least 1"),
     ],
 )
 def test_an_impossible_row_is_refused_by_column_and_place(change, message):
@@ -99,5 +102,35 @@ def test_no_valid_row_at_all_is_refused():
 
 
 def test_tokens_without_a_request_are_refused_with_their_row():
-    with pytest.raises(ObservationsError, match="1 rows have tokens and no request, the first is row 1"):
+    with pytest.raises(ObservationsError, match="tokens and no request in row 1"):
         observations([step(), step(num_decode_reqs=0, decode_tokens=3, decode_context_tokens=[])])
+
+
+def test_a_bad_row_is_told_by_its_own_file_and_its_row_there(tmp_path):
+    pq.write_table(table([step()] * 3), tmp_path / "a.parquet")
+    rows = [step(valid=False), step(valid=True), step(valid=True, step_time_us=0.0), step(valid=True, step_time_us=0.0)]
+    pq.write_table(table(rows), tmp_path / "b.parquet")
+    with pytest.raises(ObservationsError, match=r"b\.parquet: column step_time_us is 0\.0 in row 2 \(2 such rows\)"):
+        load_observations([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+
+
+def test_taken_steps_keep_their_place():
+    seen = observations([step(job_id=name) for name in "abc"]).take(np.array([2, 0]))
+    assert seen.origin.row_of(np.array([True, False])) == "row 2 (1 such rows)"
+
+
+def test_a_folder_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(ObservationsError, match=r"is a folder; name the Parquet files in it"):
+        load_observations([tmp_path])
+
+
+def test_steps_to_predict_need_no_label_and_nothing_else_is_forgiven(tmp_path):
+    path = tmp_path / "planned.parquet"
+    pq.write_table(table([step(sched_time_us=1.0)] * 2).drop_columns(["step_time_us"]), path)
+    assert np.isnan(load_unlabelled([path]).step_time_us).all()
+    pq.write_table(table([step(step_time_us=None), step()]), path)
+    assert load_unlabelled([path]).step_time_us.tolist()[1:] == [10_000.0]
+    for change in ({"gpu": None}, {"step_time_us": -1.0}, {"step_time_us": float("inf")}, {"prefill_tokens": -1}):
+        pq.write_table(table([step(), step(**change)]), path)
+        with pytest.raises(ObservationsError, match=r"planned\.parquet: column \w+ is .* in row 1 \(1 such rows\)"):
+            load_unlabelled([path])

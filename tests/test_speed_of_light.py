@@ -20,7 +20,9 @@ def test_a_single_torn_reading_is_left_out():
 
 def test_labels_from_the_wrong_clock_are_refused_by_job():
     rows = [step(job_id="good")] * 50 + [step(job_id="bad", step_time_us=700.0)] * 5
-    with pytest.raises(DataInvalidError, match=r"job bad: 100% of its steps are faster than light: 700.0 us where"):
+    with pytest.raises(
+        DataInvalidError, match=r"^observations: job bad: 100% of its steps are faster than light: 700.0 us where"
+    ):
         possible_steps(observations(rows), CATALOG)
 
 

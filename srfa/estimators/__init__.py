@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from srfa.errors import UsageError
 from srfa.estimators.blackbox import BlackboxEstimator
 from srfa.estimators.forest import ForestEstimator
@@ -15,6 +13,7 @@ from srfa.estimators.protocol import Estimator
 from srfa.estimators.roofline import RooflineEstimator
 from srfa.estimators.srfa import SrfaEstimator
 from srfa.estimators.srfa_seed import SrfaSeedEstimator
+from srfa.wording import unknown
 
 __all__ = ["ESTIMATORS", "Estimator", "estimator_named"]
 
@@ -41,6 +40,4 @@ def estimator_named(name: str) -> Estimator:
     """
     if name in ESTIMATORS:
         return ESTIMATORS[name]
-    close = get_close_matches(name, ESTIMATORS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"unknown estimator {name!r}{hint} Known: {', '.join(ESTIMATORS)}")
+    raise UsageError(unknown("estimator", name, ESTIMATORS))

@@ -12,6 +12,7 @@ from srfa.features import FeatureMatrix
 from srfa.ragged import FloatArray
 
 _MIN_STEPS = 20
+_JOBS_NAMED = 3
 _MIN_STEPS_WITH_PRIOR = 10
 """Fewer, as a prior holds what the steps do not tell; refits to 10 steps have been seen to harm nothing."""
 
@@ -40,9 +41,11 @@ def warmed_up(features: FeatureMatrix, config: FitConfig, *, prior: Coefficients
     kept = features if warm.all() else features.take(np.flatnonzero(warm))
     least = _MIN_STEPS_WITH_PRIOR if prior else _MIN_STEPS
     if kept.n_steps < least:
+        jobs = ", ".join(features.jobs[:_JOBS_NAMED]) + (", ..." if len(features.jobs) > _JOBS_NAMED else "")
         raise FitError(
-            f"{kept.n_steps} steps are left to fit ({features.n_steps} before dropping {config.warmup_steps} warm-up"
-            f" steps a job); at least {least} are needed"
+            f"job {jobs}: {kept.n_steps} steps are left to fit ({features.n_steps} before dropping"
+            f" {config.warmup_steps} warm-up steps a job); at least {least} are needed; measure longer, or add"
+            " observation files"
         )
     return kept
 
