@@ -18,7 +18,7 @@ from srfa import present
 from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
 from srfa.estimator_names import DEFAULT_ESTIMATOR
-from srfa.files import require_writable, require_writable_folder
+from srfa.files import require_apart, require_writable, require_writable_folder
 from srfa.job_folders import find_job_folders, ingest_folder, measured_catalog, require_complete, write_observations
 from srfa.matrix import expand as expand_matrix
 from srfa.matrix import load_matrix
@@ -35,7 +35,7 @@ from srfa.options import (
 )
 from srfa.plan import plan as plan_campaign
 from srfa.probe import run_probe
-from srfa.provenance import file_hashes, provenance_of
+from srfa.provenance import calibration_differences, file_hashes, provenance_of
 from srfa.trust_verbs import cross_validated_intervals, identify, physics
 from srfa.validation_verbs import compare, gate, validate
 
@@ -245,15 +245,24 @@ def predict(
 ) -> None:
     """Write the input's rows plus predicted_step_time_us, in microseconds, its interval and its domain grade.
 
+    Steps need no step_time_us; those that have one are compared with it.
+
     Example: srfa predict observations.parquet --coefficients coefficients.json --out predicted.parquet
     """
     from srfa.predictions import predict_files  # noqa: PLC0415 - see above
 
-    summary = predict_files(observations, read_coefficients(coefficients), calibrated(common, calibrate), out)
+    require_writable(out)
+    require_apart(out, [*observations, coefficients, *(calibrate or ())])
+    fitted, catalog = read_coefficients(coefficients), calibrated(common, calibrate)
+    for difference in calibration_differences(fitted.provenance, calibrate or ()):
+        present.say(f"warning: {coefficients}: {difference}")
+    summary = predict_files(observations, fitted, catalog, out)
     if common.as_json:
         present.show_json(summary)
-    else:
+    elif summary:
         present.show_errors(summary)
+    else:
+        present.say("no labels: the steps have no step_time_us to compare with")
     present.say(f"wrote {out}")
 
 

@@ -6,11 +6,11 @@ The temporary name lies in a folder beside the file, ``.partial-*``, so that the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from srfa.errors import InputError
+from srfa.errors import InputError, UsageError
 
 
 def require_writable(path: Path) -> None:
@@ -39,6 +39,18 @@ def require_writable_folder(folder: Path) -> None:
     """
     with _refusing(folder):
         _try_folder(folder)
+
+
+def require_apart(path: Path, inputs: Iterable[Path]) -> None:
+    """Do nothing where ``path`` is none of the inputs, by whatever name.
+
+    Raises
+    ------
+    UsageError
+        It is one of them, which writing would replace.
+    """
+    if path.exists() and any(one.exists() and one.samefile(path) for one in inputs):
+        raise UsageError(f"{path} is one of the inputs, which writing to it would replace; name another file")
 
 
 @contextmanager

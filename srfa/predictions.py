@@ -16,15 +16,18 @@ from srfa.domain import grade_steps
 from srfa.estimators import estimator_named
 from srfa.files import writing
 from srfa.metrics import Errors, Scored, errors
-from srfa.observations import Observations, load_observations
+from srfa.observations import Observations, load_unlabelled
 from srfa.ragged import FloatArray
+from srfa.resolution import require_resolvable
 
 PREDICTED = "predicted_step_time_us"
 ADDED_COLUMNS = (PREDICTED, f"{PREDICTED}_p05", f"{PREDICTED}_p95", "domain_grade", "domain_reason", "leverage_ratio")
 
 
-def predict_files(paths: Sequence[Path], coefficients: Coefficients, catalog: Catalog, out: Path) -> Errors:
+def predict_files(paths: Sequence[Path], coefficients: Coefficients, catalog: Catalog, out: Path) -> Errors | None:
     """Write the rows of all files, in their order, with ``predicted_step_time_us``; return the errors.
+
+    ``step_time_us`` may be absent or null: the errors are those of the rows that have it, None where no row has.
 
     Coefficients that know what they were fitted to add ``domain_grade``, ``domain_reason`` and ``leverage_ratio``;
     those with intervals ``predicted_step_time_us_p05`` and ``_p95``, the interval of the step's grade.
@@ -33,12 +36,15 @@ def predict_files(paths: Sequence[Path], coefficients: Coefficients, catalog: Ca
 
     Raises
     ------
-    ObservationsError
-        A file cannot be used.
+    ObservationsError, CatalogError
+        A file cannot be used, or names an unknown GPU or model.
+    InputError
+        ``out`` cannot be written.
     UsageError
         The coefficients are of an unknown estimator.
     """
-    observations = load_observations(paths)
+    observations = load_unlabelled(paths)
+    require_resolvable(observations, catalog)
     estimator = estimator_named(coefficients.estimator)
     predicted_us = estimator.predict(coefficients, estimator.features(observations, catalog))
     rows = pa.concat_tables([pq.read_table(path) for path in paths], promote_options="permissive")
@@ -49,7 +55,9 @@ def predict_files(paths: Sequence[Path], coefficients: Coefficients, catalog: Ca
         rows = rows.append_column(name, pc.if_else(pa.array(valid), column.take(pa.array(place)), None))
     with writing(out) as temporary:
         pq.write_table(rows, temporary, compression="zstd")
-    return errors(Scored(observations.step_time_us, predicted_us, np.array(observations.job_ids, dtype=np.str_)))
+    scored = Scored(observations.step_time_us, predicted_us, np.array(observations.job_ids, dtype=np.str_))
+    labelled = ~np.isnan(observations.step_time_us)
+    return errors(scored.where(labelled)) if labelled.any() else None
 
 
 def _columns(

@@ -50,6 +50,22 @@ def provenance_of(
     )
 
 
+def calibration_differences(provenance: Provenance, microbenchmarks: Sequence[Path]) -> tuple[str, ...]:
+    """Say which microbenchmarks a fit knew and a prediction does not, and the other way round; files are told by hash.
+
+    The last file of a few-shot fit is its prior, which a prediction does not need.
+    """
+    fitted = list(provenance.transfer_sha256.items())
+    known = dict(fitted[:-1] if provenance.transfer == "few-shot" else fitted)
+    given = file_hashes(microbenchmarks)
+    missing = [name for name, digest in known.items() if digest not in given.values()]
+    added = [name for name, digest in given.items() if digest not in known.values()]
+    return (
+        *(f"the fit knew microbenchmark {name}, which is not given here; add --calibrate {name}" for name in missing),
+        *(f"the fit did not know microbenchmark {name}; leave it out, or fit with --calibrate too" for name in added),
+    )
+
+
 def code_version() -> str:
     """Return the first 12 hex digits of sha256 over the package's sources: equal code, equal version."""
     package = Path(srfa.__file__).parent
