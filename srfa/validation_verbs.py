@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import typer
 
 from srfa import present
+from srfa.errors import NothingMeasuredError
 from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.files import require_writable, writing
 from srfa.folds import SPLITS, split_named
@@ -47,6 +48,8 @@ def validate(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Fit on all groups but one, predict that one; for each group of each split.
 
+    Code 4 where no split is possible.
+
     Example: srfa validate observations.parquet --split leave-one-gpu-out --split time --out report.json
     """
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
@@ -76,6 +79,9 @@ def validate(  # noqa: PLR0913 - one parameter an option
     if common.as_json:
         present.show_json(reports)
     present.say(f"wrote {out}")
+    if all(one.impossible for one in reports):
+        reasons = "\n".join(f"  {one.impossible}" for one in reports)
+        raise NothingMeasuredError(f"nothing was validated, no split is possible; add observation files:\n{reasons}")
 
 
 @with_common

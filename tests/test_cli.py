@@ -172,6 +172,49 @@ def test_predicting_a_prediction_replaces_the_column(fitted, measured):
     assert pq.read_table("one.parquet").equals(pq.read_table("two.parquet"))
 
 
+def test_steps_without_labels_are_predicted_and_compared_with_nothing(measured, tmp_path, capsys):
+    assert run("fit", measured, "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    table = pq.read_table(measured)
+    assert run("predict", measured, "--coefficients", "c.json", "--out", "labelled.parquet") == 0
+    wanted = pq.read_table("labelled.parquet").drop_columns(["step_time_us"])
+    pq.write_table(table.drop_columns(["step_time_us"]), "planned.parquet")
+    capsys.readouterr()
+    assert run("predict", "planned.parquet", "--coefficients", "c.json", "--out", "p.parquet") == 0
+    shown = capsys.readouterr()
+    assert "MAPE" not in shown.out
+    assert "no labels" in shown.err
+    assert pq.read_table("p.parquet").equals(wanted)
+    assert run("predict", "planned.parquet", "--coefficients", "c.json", "--out", "p.parquet", "--json") == 0
+    assert json.loads(capsys.readouterr().out) is None
+    assert run("fit", "planned.parquet", "--out", "d.json") == 2
+    assert "planned.parquet: required column(s) step_time_us missing" in capsys.readouterr().err
+
+
+def test_errors_are_those_of_the_rows_with_a_label(measured, fitted, capsys):
+    table = pq.read_table(measured)
+    given = [row % 3 == 0 for row in range(table.num_rows)]
+    labels = pa.array([us if has else None for us, has in zip(table["step_time_us"].to_pylist(), given, strict=True)])
+    pq.write_table(table.set_column(table.column_names.index("step_time_us"), "step_time_us", labels), "some.parquet")
+    pq.write_table(table.filter(given), "third.parquet")
+    summaries = []
+    for name in ("some.parquet", "third.parquet"):
+        assert run("predict", name, "--coefficients", fitted, "--out", "p.parquet", "--json") == 0
+        summaries.append(json.loads(capsys.readouterr().out))
+        assert pq.read_table("p.parquet")["predicted_step_time_us"].null_count == 0
+    assert summaries[0] == summaries[1]
+    assert summaries[0]["n_steps"] == sum(given)
+
+
+def test_predict_never_replaces_one_of_its_inputs(measured, fitted, tmp_path, capsys):
+    (tmp_path / "in.parquet").write_bytes(cli.Path(measured).read_bytes())
+    (tmp_path / "c.json").write_bytes(cli.Path(fitted).read_bytes())
+    (tmp_path / "link.parquet").symlink_to("in.parquet")
+    for out in ("in.parquet", "link.parquet", "./c.json", tmp_path / "in.parquet"):
+        assert run("predict", measured, "in.parquet", "--coefficients", "c.json", "--out", out) == 2
+        assert f"{cli.Path(out)} is one of the inputs" in capsys.readouterr().err
+    assert (tmp_path / "in.parquet").read_bytes() == cli.Path(measured).read_bytes()
+
+
 def test_validate_takes_several_splits_and_keeps_predictions(measured, capsys):
     assert validated(measured, "--split", "time", "--predictions", "held_out.parquet") == 0
     assert [report.split for report in read_reports(cli.Path("r.json"))] == ["leave-one-gpu-out", "time"]
@@ -181,14 +224,22 @@ def test_validate_takes_several_splits_and_keeps_predictions(measured, capsys):
     assert all(gpu in text for gpu in GPUS)
 
 
-def test_an_impossible_split_is_told_and_is_no_error(measured, tmp_path, capsys):
+def test_an_impossible_split_beside_a_possible_one_is_told_and_is_no_error(measured, capsys):
     table = pq.read_table(measured)
     pq.write_table(table.filter([gpu == GPUS[0] for gpu in table["gpu"].to_pylist()]), "one.parquet")
-    assert (
-        run("validate", "one.parquet", "--split", "leave-one-gpu-out", "--estimator", "roofline", "--out", "r.json")
-        == 0
-    )
-    assert "not possible" in capsys.readouterr().err
+    assert validated("one.parquet", "--split", "time") == 0
+    assert "leave-one-gpu-out: not possible" in capsys.readouterr().err
+
+
+def test_a_validation_without_any_possible_split_ends_with_4_and_the_reasons(measured, capsys):
+    table = pq.read_table(measured)
+    pq.write_table(table.filter([job == "job-00" for job in table["job_id"].to_pylist()]), "one.parquet")
+    assert validated("one.parquet", "--split", "time", "--json") == 4
+    said = capsys.readouterr().err
+    assert "nothing was validated" in said
+    assert "leave-one-gpu-out needs at least two values of gpu" in said
+    assert "time needs at least two values of job_id" in said
+    assert [report.pooled for report in read_reports(cli.Path("r.json"))] == [None, None]
 
 
 def test_gate_passes_and_fails_by_exit_code(measured, tmp_path, capsys):
@@ -496,3 +547,44 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_inputs_are_read(arg
     assert f"{arguments[-1]}: cannot be written (" in said
     assert "; name a file in a folder that you may write to" in said
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_predicting_with_other_microbenchmarks_than_the_fit_knew_is_warned_of(measured, fitted, calibration, capsys):
+    assert run("fit", measured, "--estimator", "roofline", "--calibrate", calibration, "--out", "c.json") == 0
+    cli.Path("same.json").write_text(cli.Path(calibration).read_text())
+    missing = (
+        "warning: c.json: the fit knew microbenchmark h100.json, which is not given here; add --calibrate h100.json"
+    )
+    cases = {
+        ("c.json",): missing,
+        ("c.json", "--calibrate", "h100.json"): "",
+        ("c.json", "--calibrate", "same.json"): "",
+        (fitted, "--calibrate", "h100.json"): f"warning: {fitted}: the fit did not know microbenchmark h100.json",
+    }
+    for arguments, said in cases.items():
+        capsys.readouterr()
+        assert run("predict", measured, "--coefficients", *arguments, "--out", "p.parquet") == 0
+        shown = capsys.readouterr().err
+        assert said in shown
+        assert ("warning" in shown) == bool(said)
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict", "validate"])
+def test_an_unknown_name_in_observations_is_told_with_file_column_row_and_count(verb, measured, fitted, capsys):
+    table = planted_table()
+    gpus = [gpu if row < 100 else "h100-smx" for row, gpu in enumerate(table["gpu"].to_pylist())]
+    pq.write_table(table.set_column(table.column_names.index("gpu"), "gpu", pa.array(gpus)), "odd.parquet")
+    more = {"fit": [], "predict": ["--coefficients", fitted], "validate": ["--split", "time"]}[verb]
+    assert run(verb, measured, "odd.parquet", *more, "--out", "out.json") == 2
+    said = capsys.readouterr().err
+    assert f"odd.parquet: column gpu in row 100 ({len(gpus) - 100} such rows): unknown GPU 'h100-smx'; did" in said
+    assert not cli.Path("out.json").exists()
+
+
+def test_a_report_given_as_coefficients_is_refused_with_a_remedy(measured, capsys):
+    assert validated(measured) == 0
+    for name in ("r.json", measured):
+        assert run("predict", measured, "--coefficients", name, "--out", "p.parquet") == 2
+        said = capsys.readouterr().err
+        assert f"error: {name}: " in said
+        assert "name the coefficients that 'srfa fit' wrote, or fit anew" in said
