@@ -11,7 +11,7 @@ import yaml
 
 from srfa import cli
 from srfa.cli import app, main
-from srfa.coefficients import read_coefficients
+from srfa.coefficients import read_coefficients, write_coefficients
 from srfa.estimators import ESTIMATORS, estimator_named
 from srfa.export import check_blis
 from srfa.validate import read_reports
@@ -425,9 +425,55 @@ def test_physics_shows_its_rules_writes_its_report_for_the_gate_and_ends_with_5_
     assert validated(measured) == 0
     cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
     assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json") == 0
-    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
     assert run("gate", "r.json", "--limits", "limits.yaml") == 1
     assert "physics is required and was not checked" in capsys.readouterr().err
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 2
+    assert "physics of srfa-seed" in capsys.readouterr().err
+    told = cli.Path("told.yaml")
+    told.write_text(LIMITS.format(1000) + "physics: {required: false}\n")
+    split = ("--split", "leave-one-gpu-out", "--estimator", "srfa-seed")
+    assert run("validate", measured, *split, "--out", "seed-r.json") == 0
+    assert run("gate", "seed-r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
+    capsys.readouterr()
+    assert run("gate", "seed-r.json", "--limits", told, "--physics", "broken.json") == 0
+    shown = capsys.readouterr().out
+    assert "told" in shown
+    assert "monotone_in_context" not in shown
+
+
+def test_the_gate_compares_the_coefficients_that_physics_was_checked_on(measured, fitted, capsys):
+    assert run("physics", "--coefficients", fitted, "--batches", 300, "--out", "physics.json") == 0
+    assert validated(measured) == 0
+    cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
+    gate = ("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json", "--coefficients")
+    assert run(*gate, fitted) == 0
+    other = read_coefficients(cli.Path(fitted))
+    write_coefficients(other.model_copy(update={"constants": {"another": 1.0}}), cli.Path("other.json"))
+    capsys.readouterr()
+    assert run(*gate, "other.json") == 2
+    assert "physics was checked on other coefficients of srfa" in capsys.readouterr().err
+
+
+def test_the_gate_shows_what_is_broken_and_a_count_of_the_rest(measured, tmp_path, capsys):
+    assert validated(measured) == 0
+    (tmp_path / "wide.yaml").write_text(LIMITS.format(1000))
+    (tmp_path / "tight.yaml").write_text(LIMITS.format(0.001))
+    capsys.readouterr()
+    assert run("gate", "r.json", "--limits", "wide.yaml") == 0
+    assert re.fullmatch(r"gate passed: (\d+) of \1 rules hold .*\n", capsys.readouterr().out)
+    assert run("gate", "r.json", "--limits", "tight.yaml") == 1
+    shown = capsys.readouterr().out
+    assert "max_mape_pct" in shown
+    assert "min_jobs" not in shown
+
+
+def test_a_report_with_an_impossible_figure_is_refused(measured, capsys):
+    assert validated(measured) == 0
+    report = cli.Path("r.json")
+    report.write_text(re.sub(r'"mape_pct": [\d.]+', '"mape_pct": -1', report.read_text(), count=1))
+    cli.Path("wide.yaml").write_text(LIMITS.format(1000))
+    assert run("gate", "r.json", "--limits", "wide.yaml") == 2
+    assert "r.json: reports.0" in capsys.readouterr().err
 
 
 def test_intervals_of_a_fit_reach_every_prediction_by_its_grade(measured, tmp_path, capsys):
