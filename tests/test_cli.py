@@ -451,7 +451,7 @@ def test_the_gate_compares_the_coefficients_that_physics_was_checked_on(measured
     write_coefficients(other.model_copy(update={"constants": {"another": 1.0}}), cli.Path("other.json"))
     capsys.readouterr()
     assert run(*gate, "other.json") == 2
-    assert "physics was checked on other coefficients of srfa" in capsys.readouterr().err
+    assert "physics was checked on other coefficients of roofline" in capsys.readouterr().err
 
 
 def test_the_gate_shows_what_is_broken_and_a_count_of_the_rest(measured, tmp_path, capsys):
