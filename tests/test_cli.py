@@ -14,6 +14,8 @@ from srfa.cli import app, main
 from srfa.coefficients import read_coefficients, write_coefficients
 from srfa.estimators import ESTIMATORS, estimator_named
 from srfa.export import check_blis
+from srfa.identification import Helpful, Identification, Parameter
+from srfa.trust_verbs import show_identification
 from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
@@ -474,6 +476,40 @@ def test_a_report_with_an_impossible_figure_is_refused(measured, capsys):
     cli.Path("wide.yaml").write_text(LIMITS.format(1000))
     assert run("gate", "r.json", "--limits", "wide.yaml") == 2
     assert "r.json: reports.0" in capsys.readouterr().err
+
+
+def test_coefficients_of_srfa_have_readable_units_and_say_which_the_data_never_touched(measured, capsys):
+    table = pq.read_table(measured)
+    dense = table.filter([not model.startswith("mistralai") for model in table["model"].to_pylist()])
+    pq.write_table(dense, "dense.parquet")
+    assert run("fit", "dense.parquet", "--out", "c.json") == 0
+    cells = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    shown = {(row[1], row[2]): (row[4], row[5]) for row in cells if len(row) == 7}
+    assert shown["memory", "gemm"] == ("1", "")
+    assert shown["compute", "experts"] == ("1", "prior")
+    assert shown["gpu_memory", GPUS[0]] == ("1", "")
+    assert shown["linear", "kernel_latency"] == ("cycles a kernel", "")
+    assert shown["linear", "moe_latency"] == ("cycles a MoE layer", "prior")
+    assert shown["linear", "host_step"] == ("us/step", "")
+
+
+def test_intervals_that_rest_on_priors_alone_are_announced(measured, capsys):
+    table = pq.read_table(measured)
+    pq.write_table(table.filter([job == "job-00" for job in table["job_id"].to_pylist()]), "one.parquet")
+    assert run("fit", "one.parquet", "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    assert "every interval rests on a prior width" in capsys.readouterr().err
+    assert run("fit", measured, "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    assert "prior width" not in capsys.readouterr().err
+
+
+def test_identify_offers_no_job_that_tells_nothing(capsys):
+    idle = Parameter(name="a.b", influence=0, variance_inflation=math.inf, log_sd=1, at_bound=False, weak=True)
+    useless = Helpful(parameter="a.b", job="short", variance_left=0.999)
+    known = {"estimator": "x", "n_steps": 1, "n_jobs": 1, "residual_log_sd": 0.1, "condition_number": 1.0}
+    show_identification(Identification(**known, parameters=(idle,), correlated=(), groups=(), helpful=(useless,)))
+    row = next(line for line in capsys.readouterr().out.splitlines() if "a.b" in line)
+    assert [cell.strip() for cell in row.split("│")][3:4] == [">1e6"]
+    assert [cell.strip() for cell in row.split("│")][-2] == "none"
 
 
 def test_intervals_of_a_fit_reach_every_prediction_by_its_grade(measured, tmp_path, capsys):
