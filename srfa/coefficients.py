@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -165,6 +167,12 @@ class Coefficients(Spec):
     validation: tuple[FoldSummary, ...] = ()
     domain: TrainingDomain | None = None
     intervals: Intervals | None = None
+
+    @property
+    def learned_sha256(self) -> str:
+        """Hex sha256 of what predictions depend on: estimator, blocks, constants and arrays as canonical JSON."""
+        learned = self.model_dump(mode="json", include={"estimator", "blocks", "constants", "arrays"})
+        return hashlib.sha256(json.dumps(learned, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_coefficients(path: Path) -> Coefficients:

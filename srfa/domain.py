@@ -16,6 +16,7 @@ import numpy as np
 from srfa.catalog import Catalog
 from srfa.grades import N_GRADES, TrainingDomain
 from srfa.observations import Observations
+from srfa.precision import compute_dtype
 from srfa.ragged import FloatArray, IntArray
 from srfa.roofline import Place, bytes_per_us, flops_per_us, per_step, places, step_work
 
@@ -29,6 +30,9 @@ _SMALLEST_SCALE: Final = 0.5
 _QUANTILE: Final = 0.99
 _BRIDGED_BY: Final = ("gpu", "model", "workload", "tensor_parallel_size")
 IN_DOMAIN: Final = "in domain"
+UNQUANTIZED: Final = "none"
+_LONG_NAMES: Final = {"half": "float16", "float": "float32"}
+_SIXTEEN_BITS: Final = frozenset({"bfloat16", "float16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,9 @@ def training_domain(observations: Observations, catalog: Catalog) -> TrainingDom
         software_versions=tuple(sorted({one.software_version or "" for one in observations.configurations} - {""})),
         tensor_parallel_sizes=tuple(sorted({one.tensor_parallel_size for one in observations.configurations})),
         expert_parallel_sizes=tuple(sorted({one.expert_parallel_size for one in observations.configurations})),
+        dtypes=tuple(sorted({_dtype(place) for place in where})),
+        quantizations=tuple(sorted({_quantization(place) for place in where})),
+        kv_cache_dtypes=tuple(sorted({_kv_cache_dtype(place) for place in where})),
         descriptors=names,
         centre=_rounded(spread.centre),
         scale=_rounded(spread.scale),
@@ -183,12 +190,44 @@ def _unseen(place: Place, domain: TrainingDomain) -> Iterator[tuple[str, int, st
         yield "GPU", 3, place.gpu.name
     if domain.software_versions and one.software_version and one.software_version not in domain.software_versions:
         yield "engine", 3, one.software_version
+    yield from _unseen_formats(place, domain)
     if place.model.name not in domain.models:
         yield "model", 2, place.model.name
     if one.tensor_parallel_size not in domain.tensor_parallel_sizes:
         yield "TP", 1, str(one.tensor_parallel_size)
     if one.expert_parallel_size not in domain.expert_parallel_sizes:
         yield "EP", 1, str(one.expert_parallel_size)
+
+
+def _unseen_formats(place: Place, domain: TrainingDomain) -> Iterator[tuple[str, int, str]]:
+    if domain.dtypes and _dtype(place) not in _alike(place, domain.dtypes):
+        yield "dtype", 3, _dtype(place)
+    if domain.quantizations and _quantization(place) not in domain.quantizations:
+        yield "quantization", 3, _quantization(place)
+    if domain.kv_cache_dtypes and _kv_cache_dtype(place) not in domain.kv_cache_dtypes:
+        yield "KV cache dtype", 3, _kv_cache_dtype(place)
+
+
+def _alike(place: Place, dtypes: tuple[str, ...]) -> frozenset[str]:
+    """Add to the dtypes of a fit those that cost this GPU the same: both of 16 bits, where one rate holds for them."""
+    sheet = place.gpu.datasheet
+    one_rate = sheet.fp16_tflops in (None, sheet.bf16_tflops)
+    return frozenset(dtypes) | (_SIXTEEN_BITS if one_rate and _SIXTEEN_BITS & set(dtypes) else frozenset())
+
+
+def _dtype(place: Place) -> str:
+    dtype = compute_dtype(place.model, place.configuration.dtype)
+    return _LONG_NAMES.get(dtype, dtype)
+
+
+def _quantization(place: Place) -> str:
+    return (place.configuration.quantization or place.model.quantization or UNQUANTIZED).lower()
+
+
+def _kv_cache_dtype(place: Place) -> str:
+    """Return ``auto`` for a cache in the dtype that the model computes in."""
+    dtype = place.configuration.kv_cache_dtype or "auto"
+    return "auto" if _LONG_NAMES.get(dtype, dtype) == _dtype(place) else dtype
 
 
 def _joined(*reasons: str) -> str:

@@ -66,11 +66,16 @@ def batched_tokens(engine: EngineArgs, gpu: GpuSpec) -> int:
 
 
 def _tensor_parallel(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> str | None:
-    tp, heads, kv_heads = engine.tensor_parallel_size, model.num_attention_heads, model.num_key_value_heads
+    return indivisible_heads(model, engine.tensor_parallel_size, most=gpu.datasheet.gpus_per_node)
+
+
+def indivisible_heads(model: ModelSpec, tensor_parallel_size: int, *, most: int) -> str | None:
+    """Return why the model's heads cannot be shared by so many tensor ranks, with the sizes up to ``most`` that can."""
+    tp, heads, kv_heads = tensor_parallel_size, model.num_attention_heads, model.num_key_value_heads
     if heads % tp:
-        return _indivisible(f"num_attention_heads={heads}", tp, model, _divisors(heads, gpu.datasheet.gpus_per_node))
+        return _indivisible(f"num_attention_heads={heads}", tp, model, _divisors(heads, most))
     if not model.is_mla and kv_heads % tp and tp % kv_heads:
-        fits = [n for n in _divisors(heads, gpu.datasheet.gpus_per_node) if not (kv_heads % n and n % kv_heads)]
+        fits = [n for n in _divisors(heads, most) if not (kv_heads % n and n % kv_heads)]
         return (
             f"tensor_parallel_size={tp} neither divides num_key_value_heads={kv_heads} of {model.name} nor is a "
             f"multiple of it; use {_one_of(fits)}"

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
+from srfa.coefficients import Coefficients
 from srfa.document import read_yaml
 from srfa.errors import GateFailed, InputError, LimitsError
 from srfa.folds import Split
@@ -103,6 +104,11 @@ class Finding(Spec):
     """One rule applied to one fold (or to a whole split, where ``held_out`` is empty).
 
     A rule of physics belongs to no split; it stands in the place of the group.
+
+    Parameters
+    ----------
+    tolerated
+        It is broken and passes all the same: the limits say that it is only to be told.
     """
 
     rule: Rule
@@ -112,6 +118,7 @@ class Finding(Spec):
     limit: float | None
     passed: bool
     sentence: str
+    tolerated: bool = False
 
 
 class GateDecision(Spec):
@@ -124,6 +131,11 @@ class GateDecision(Spec):
     def broken(self) -> tuple[Finding, ...]:
         """The findings that say no."""
         return tuple(finding for finding in self.findings if not finding.passed)
+
+    @property
+    def told(self) -> tuple[Finding, ...]:
+        """The findings to be read: those that are broken but tolerated, then those that say no."""
+        return (*(finding for finding in self.findings if finding.tolerated), *self.broken)
 
     def require_passed(self) -> None:
         """Do nothing where the verdict is yes.
@@ -143,19 +155,27 @@ def check_gate(
     baseline: Sequence[ValidationReport] | None = None,
     *,
     physics: PhysicsReport | None = None,
+    coefficients: Coefficients | None = None,
 ) -> GateDecision:
     """Judge reports by limits and, where they are given, by a baseline and a check of physics.
 
     Splits that carry no limits are judged by the rules that always hold alone.
 
+    Parameters
+    ----------
+    coefficients
+        What is to be published; where given, the check of physics must have been made of exactly these.
+
     Raises
     ------
     InputError
         The reports hold one split twice, belong to different estimators, or they or the baseline know different
-        things of the hardware (zero-shot, calibrated, few-shot).
+        things of the hardware (zero-shot, calibrated, few-shot); or reports, physics and coefficients do not belong
+        together.
     """
     _refuse_mixed_transfer((*reports, *(baseline or ())))
     by_split = _by_split(reports)
+    _refuse_strangers(reports, physics, coefficients)
     findings = [
         *_required(by_split, limits),
         *(finding for report in reports for finding in _sound(report)),
@@ -201,6 +221,21 @@ def _refuse_mixed_transfer(reports: Iterable[ValidationReport]) -> None:
         )
 
 
+def _refuse_strangers(
+    reports: Sequence[ValidationReport], physics: PhysicsReport | None, coefficients: Coefficients | None
+) -> None:
+    """Refuse a check of physics, or coefficients, of something else than the reports are about."""
+    about = {
+        **({"reports": reports[0].estimator} if reports else {}),
+        **({"physics": physics.estimator} if physics else {}),
+        **({"coefficients": coefficients.estimator} if coefficients else {}),
+    }
+    if len(set(about.values())) > 1:
+        raise InputError(", ".join(f"{what} of {name}" for what, name in about.items()) + "; gate one at a time")
+    if physics and coefficients:
+        physics.require_of(coefficients)
+
+
 def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator[Finding]:
     for split, limit in limits.splits.items():
         if not limit.required:
@@ -209,7 +244,7 @@ def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator
         if report is None:
             reason = f"{split} is required and was not validated; run 'srfa validate --split {split}'"
         else:
-            reason = f"{split} is required: {report.impossible}" if report.impossible else ""
+            reason = "" if report.folds else f"{split} is required and not possible: {report.impossible or 'no folds'}"
         yield _finding("required_split", split, "", passed=not reason, sentence=reason or f"{split} is there")
 
 
@@ -328,16 +363,17 @@ def _physical(physics: PhysicsReport | None, limits: PhysicsLimits | None) -> It
             yield _finding("physics", "", "", passed=False, sentence=sentence)
         return
     for found in physics.findings:
-        suffix = " (told, not required)" if tolerated and not found.passed else ""
-        yield _finding(
+        excused = tolerated and not found.passed
+        finding = _finding(
             "physics",
             "",
             found.rule,
             value=found.value,
             limit=found.limit,
-            passed=found.passed or tolerated,
-            sentence=f"physics: {found.sentence}{suffix}",
+            passed=found.passed or excused,
+            sentence=f"physics: {found.sentence}{' (told, not required)' if excused else ''}",
         )
+        yield finding.model_copy(update={"tolerated": excused})
 
 
 def _sure_rise(old: Iterable[JobError], new: Iterable[JobError], confidence: float) -> float | None:

@@ -4,7 +4,7 @@
  0    in the domain of the fit
  1    an unseen TP or EP size, or a batch beyond those the fit saw
  2    an unseen model
- 3    an unseen GPU, or another version of the engine
+ 3    an unseen GPU, another version of the engine, or an unseen dtype, quantisation or dtype of the KV cache
  4    an unseen GPU and an unseen model, or farther away than anything the fit could be tried on
 ====  ===========================================================================================
 
@@ -67,6 +67,8 @@ class TrainingDomain(Spec):
 
     Parameters
     ----------
+    dtypes, quantizations, kv_cache_dtypes
+        As the engine resolved them; empty in fits that did not record them, and then nothing counts as unseen.
     descriptors, centre, scale
         Names of the descriptors, and what each is shifted and divided by.
     inverse_covariance
@@ -82,6 +84,9 @@ class TrainingDomain(Spec):
     software_versions: tuple[str, ...]
     tensor_parallel_sizes: tuple[int, ...]
     expert_parallel_sizes: tuple[int, ...]
+    dtypes: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = ()
+    kv_cache_dtypes: tuple[str, ...] = ()
     descriptors: tuple[str, ...]
     centre: tuple[float, ...]
     scale: tuple[float, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ _KEY = (
     "star: best of its held-out group; bar and number: mean over the groups, bold where it is the best or cannot be"
     " told from it; [1/2] in red: predicts one of two groups"
 )
+_KEY_POINTS, _KEY_CHARACTERS_AN_IN = 8, 16
+"""Size of the key, and how many of its characters an inch of the figure holds."""
 _LOGARITHMIC_FROM = 6.0
 """Largest over smallest MAPE of a panel from which its axis is logarithmic."""
 
@@ -55,7 +58,8 @@ def draw_leaderboard(board: Leaderboard, path: Path) -> None:
     blocks = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights).ravel()
     for block, dataset in zip(blocks, shown, strict=False):
         _dataset_block(block, dataset, n_columns)
-    blocks[-1].supxlabel(_KEY if shown else "no split was possible", fontsize=8)
+    key = fill(_KEY, width=int(_KEY_CHARACTERS_AN_IN * figure.get_figwidth()))
+    blocks[-1].supxlabel(key if shown else "no split was possible", fontsize=_KEY_POINTS)
     with writing(path) as temporary:
         figure.savefig(temporary, dpi=110)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 
 from srfa.ragged import FloatArray
 from srfa.specs import Spec
@@ -18,16 +20,19 @@ PERCENT = 100.0
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
+_Count = Annotated[int, Field(ge=0)]
+_AtLeastNothing = Annotated[FiniteFloat, Field(ge=0)]
+
 
 class Interval(Spec):
     """A confidence interval, in the unit of what it is about."""
 
-    low: float
-    high: float
+    low: FiniteFloat
+    high: FiniteFloat
 
 
 class Errors(Spec):
-    """How far predictions are from measurements, over the steps of some jobs.
+    """How far predictions are from measurements, over the steps of some jobs; impossible figures are refused.
 
     Parameters
     ----------
@@ -41,13 +46,13 @@ class Errors(Spec):
         95 % interval of the MAPE by bootstrap over jobs; None where there are fewer than two jobs.
     """
 
-    n_steps: int
-    n_jobs: int
-    mape_pct: float
-    median_ape_pct: float
-    p90_ape_pct: float
-    mae_us: float
-    bias_pct: float
+    n_steps: _Count
+    n_jobs: _Count
+    mape_pct: _AtLeastNothing
+    median_ape_pct: _AtLeastNothing
+    p90_ape_pct: _AtLeastNothing
+    mae_us: _AtLeastNothing
+    bias_pct: FiniteFloat
     mape_interval_pct: Interval | None
 
 
@@ -55,9 +60,9 @@ class JobError(Spec):
     """The errors of one job's held-out steps, for comparing two reports job by job."""
 
     job_id: str
-    n_steps: int
-    mape_pct: float
-    bias_pct: float
+    n_steps: _Count
+    mape_pct: _AtLeastNothing
+    bias_pct: FiniteFloat
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,9 @@ LINEAR: Final = (
     ("collective_traffic", "us at the link's bandwidth"),
     ("elementwise_traffic", "us at the memory's bandwidth"),
     ("offload_traffic", "us at the PCIe bandwidth"),
-    ("host_layer", "layers"),
-    ("host_step", "steps"),
-    ("host_request", "requests"),
+    ("host_layer", "layer"),
+    ("host_step", "step"),
+    ("host_request", "request"),
 )
 """Names and units of the terms outside the rooflines, in the order of their columns."""
 (

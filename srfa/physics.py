@@ -89,6 +89,7 @@ def check_physics(
     ]
     return PhysicsReport(
         estimator=coefficients.estimator,
+        coefficients_sha256=coefficients.learned_sha256,
         n_batches=n_batches,
         seed=seed,
         configurations=tuple(place_words(one) for one in where),

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from srfa.coefficients import Coefficients
 from srfa.errors import InputError
 from srfa.files import write_text
 from srfa.specs import Spec
@@ -53,12 +54,15 @@ class PhysicsReport(Spec):
 
     Parameters
     ----------
+    coefficients_sha256
+        :attr:`srfa.coefficients.Coefficients.learned_sha256` of what was asked; empty in files of older versions.
     configurations
         The GPUs, models and parallel sizes that batches were drawn on, in words.
     """
 
     schema_version: Literal[1] = 1
     estimator: str
+    coefficients_sha256: str = ""
     n_batches: int
     seed: int
     configurations: tuple[str, ...]
@@ -73,6 +77,21 @@ class PhysicsReport(Spec):
     def broken(self) -> tuple[PhysicsFinding, ...]:
         """The rules that do not hold."""
         return tuple(finding for finding in self.findings if not finding.passed)
+
+    def require_of(self, coefficients: Coefficients) -> None:
+        """Do nothing where exactly these coefficients were asked.
+
+        Raises
+        ------
+        InputError
+            Others were, or the file is too old to say.
+        """
+        asked, given = self.coefficients_sha256, coefficients.learned_sha256
+        if asked != given:
+            raise InputError(
+                f"physics was checked on other coefficients of {self.estimator} (sha256 {asked[:12] or 'not recorded'})"
+                f" than these ({given[:12]}); run 'srfa physics --coefficients FILE --out physics.json' on them"
+            )
 
 
 def write_physics(report: PhysicsReport, path: Path) -> None:

@@ -19,6 +19,8 @@ KV_DTYPE_BYTES: Final[dict[str, float]] = {**DTYPE_BYTES, **_NARROW_KV_BYTES}
 """Bytes of a cached number, scales of a head or token left out."""
 KV_CACHE_DTYPES: Final = ("auto", "bfloat16", "float16", *_NARROW_KV_BYTES)
 """What this project knows of vLLM 0.32's values for ``kv_cache_dtype`` (``vllm/config/cache.py``)."""
+FP8_METHODS: Final = frozenset({"fp8", "fbgemm_fp8", "ptpc_fp8", "compressed-tensors", "modelopt"})
+"""Methods whose matrices multiply in 8 bits where the weights have 8; the others widen their weights first."""
 _BITS_PER_BYTE: Final = 8
 _QUANTIZED_BITS: Final = {
     "awq": 4.25,
@@ -32,6 +34,15 @@ _QUANTIZED_BITS: Final = {
 }
 """Bits a weight takes with its share of a group's scales: 32 bits for 128 weights, or 8 bits for 32 (16)."""
 _OTHER_QUANTIZED_BITS: Final = 8.0
+_OTHER_METHODS: Final = frozenset({
+    "int8", "w8a8", "experts_int8", "modelopt_mxfp8", "modelopt_mixed", "deepseek_v4_fp8", "fp8_per_tensor",
+    "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "nvfp4_per_token", "mxfp8", "fp_quant",
+    "gpt_oss_mxfp4", "petit_nvfp4", "marlin", "gguf", "quark", "torchao", "humming", "moe_wna16", "inc", "online",
+    "auto-round", "rtn", "hqq", "bitblas", "aqlm", "squeezellm", "deepspeedfp", "qqq", "tpu_int8", "neuron_quant",
+    "ipex",
+})  # fmt: skip
+"""Further methods of vLLM up to 0.32 (``vllm/model_executor/layers/quantization``): read by their usual 8 bits."""
+_METHOD_FAMILIES: Final = ("gptq", "awq", "auto_gptq", "auto_awq", "cpu_gptq", "cpu_awq")
 _EXPERTS_ONLY: Final = frozenset({"mxfp4"})
 """Methods that leave attention and dense layers in the model's dtype."""
 
@@ -63,6 +74,17 @@ class ByStorage:
 def compute_dtype(model: ModelSpec, dtype: str = "auto") -> str:
     """Return the dtype that vLLM computes in; ``auto`` is the checkpoint's, with float32 served in 16 bits."""
     return _served(model.torch_dtype) if dtype == "auto" else dtype
+
+
+def is_known_method(quantization: str) -> bool:
+    """Whether vLLM up to 0.32 knows a quantisation method of this name, in whatever case.
+
+    >>> is_known_method("FP8"), is_known_method("gptq_marlin_24"), is_known_method("fp8xyz")
+    (True, True, False)
+    """
+    method = quantization.lower()
+    family = method in _METHOD_FAMILIES or method.startswith(tuple(f"{name}_" for name in _METHOD_FAMILIES))
+    return family or method in FP8_METHODS | _OTHER_METHODS | _QUANTIZED_BITS.keys()
 
 
 def number_bytes(model: ModelSpec, dtype: str = "auto") -> float:

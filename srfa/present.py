@@ -54,6 +54,11 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def show_line(text: str) -> None:
+    """Write a line of a result to stdout."""
+    sys.stdout.write(text + "\n")
+
+
 def show_table(heads: Iterable[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Write a table to stdout."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
@@ -178,10 +183,15 @@ def show_leaderboard(board: Leaderboard) -> None:
 
 
 def show_decision(decision: GateDecision) -> None:
-    """Show every rule with its outcome, the broken ones last, so that they end up at the prompt."""
-    ordered = sorted(decision.findings, key=lambda finding: not finding.passed)
-    rows = [("ok" if one.passed else "BROKEN", one.rule, one.sentence) for one in ordered]
-    show_table(("outcome", "rule", "finding"), rows, "gate passed" if decision.passed else "gate FAILED")
+    """Show the rules that are broken, those that fail the gate last, and how many of all hold."""
+    verdict = "gate passed" if decision.passed else "gate FAILED"
+    n_rules, told = len(decision.findings), decision.told
+    title = f"{verdict}: {n_rules - len(told)} of {n_rules} rules hold (--json lists all)"
+    if told:
+        rows = [("told" if one.tolerated else "BROKEN", one.rule, one.sentence) for one in told]
+        show_table(("outcome", "rule", "finding"), rows, title)
+    else:
+        show_line(title)
 
 
 _JOB_HEADS = ("job", "model", "GPU", "TP", "DP", "EP", "workload", "seed", "repeat")

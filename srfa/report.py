@@ -65,11 +65,15 @@ def fold_rows(report: ValidationReport) -> tuple[tuple[str, ...], ...]:
 
 
 def coefficient_rows(coefficients: Coefficients) -> tuple[tuple[str, ...], ...]:
-    """Return one row of text a coefficient: block, name, value, unit, at bound."""
+    """Return one row of text a coefficient, under :data:`COEFFICIENT_HEADS`."""
     return tuple(row for name, block in coefficients.blocks.items() for row in _block_rows(name, block))
 
 
-COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "at bound")
+COEFFICIENT_HEADS = ("block", "coefficient", "value", "unit", "note")
+"""The note is ``at bound``, or ``prior`` where no step moved the coefficient from what was known before."""
+_AT_BOUND = "at bound"
+_CYCLE = "us of one clock cycle"
+_UNMOVED = 1e-9
 COVERAGE_HEADS = ("held out", "steps", "groups behind it", "90 % interval", "inside")
 PHYSICS_HEADS = ("rule", "outcome", "checked", "broken", "worst value", "limit", "worst case")
 
@@ -236,24 +240,33 @@ def _coefficients(coefficients: Coefficients) -> Section:
 
 
 def _block_rows(block_name: str, block: CoefficientBlock) -> Iterator[tuple[str, ...]]:
-    columns = (block.names, block.values, block.units, block.at_bound)
-    for name, value, unit, at_bound in zip(*columns, strict=True):
-        yield block_name, name, f"{value:.6g}", coefficient_unit(unit), "yes" if at_bound else ""
+    columns = (block.names, block.values, block.units, block.at_bound, block.scales)
+    for name, value, unit, at_bound, scale in zip(*columns, strict=True):
+        note = _AT_BOUND if at_bound else "prior" if abs(value * scale - 1.0) < _UNMOVED else ""
+        yield block_name, name, f"{value:.6g}", coefficient_unit(unit), note
 
 
 def coefficient_unit(feature_unit: str) -> str:
     """Return the unit of a coefficient whose feature has ``feature_unit``: their product is microseconds.
 
+    A time at a datasheet's rate is taken a number of times; the time of one clock cycle makes that number cycles.
+
     Examples
     --------
     >>> coefficient_unit("us"), coefficient_unit("1"), coefficient_unit("log(tokens)")
     ('1', 'us', 'us/log(tokens)')
+    >>> coefficient_unit("us at the link's bandwidth"), coefficient_unit("us of one clock cycle a kernel")
+    ('1', 'cycles a kernel')
     """
+    if feature_unit.startswith(_CYCLE):
+        return f"cycles{feature_unit.removeprefix(_CYCLE)}"
+    if feature_unit.startswith("us at "):
+        return "1"
     return {"us": "1", "1": "us"}.get(feature_unit, f"us/{feature_unit}")
 
 
 def _identifiability(coefficients: Coefficients, reports: Sequence[ValidationReport]) -> Section:
-    full = [f"{row[0]}.{row[1]}" for row in coefficient_rows(coefficients) if row[4]]
+    full = [f"{row[0]}.{row[1]}" for row in coefficient_rows(coefficients) if row[4] == _AT_BOUND]
     in_folds = Counter(name for report in reports for fold in report.folds for name in fold.at_bound)
     n_folds = sum(fold.errors is not None for report in reports for fold in report.folds)
     points = [f"{name}: on its bound in the published fit" for name in full]

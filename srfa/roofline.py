@@ -13,13 +13,11 @@ import numpy as np
 from srfa.catalog import Catalog
 from srfa.geometry import Geometry, geometry
 from srfa.observations import Configuration, Observations
-from srfa.precision import compute_dtype
+from srfa.precision import FP8_METHODS, compute_dtype
 from srfa.ragged import FloatArray
+from srfa.served import refuse_unservable
 from srfa.specs import GpuSpec, ModelSpec
 from srfa.units import BYTES_PER_US_PER_TBPS, FLOPS_PER_US_PER_TFLOPS
-
-_FP8_METHODS = frozenset({"fp8", "fbgemm_fp8", "ptpc_fp8", "compressed-tensors", "modelopt"})
-"""Methods whose matrices multiply in 8 bits where the weights have 8; the others widen their weights first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,11 @@ def place_of(configuration: Configuration, catalog: Catalog) -> Place:
     ------
     CatalogError
         The model or the GPU is unknown.
+    ObservationsError
+        A dtype or a quantisation method is unknown, or no server splits the model over so many ranks.
     """
-    model = catalog.resolve_model(configuration.model)
+    model, gpu = catalog.resolve_model(configuration.model), catalog.resolve_gpu(configuration.gpu)
+    refuse_unservable(configuration, model, gpu)
     shard = geometry(
         model,
         tensor_parallel_size=configuration.tensor_parallel_size,
@@ -83,7 +84,7 @@ def place_of(configuration: Configuration, catalog: Catalog) -> Place:
         quantization=configuration.quantization,
         kv_cache_dtype=configuration.kv_cache_dtype,
     )
-    return Place(configuration, model, catalog.resolve_gpu(configuration.gpu), shard)
+    return Place(configuration, model, gpu, shard)
 
 
 def per_step(observations: Observations, where: tuple[Place, ...], fact: Callable[[Place], float]) -> FloatArray:
@@ -154,7 +155,7 @@ def matrix_tflops(place: Place) -> float:
     sheet, configuration = place.gpu.datasheet, place.configuration
     method = configuration.quantization or place.model.quantization or ""
     narrow = place.shard.stored.linear == 1.0 or place.shard.stored.experts == 1.0
-    if narrow and method.lower() in _FP8_METHODS and sheet.fp8_tflops:
+    if narrow and method.lower() in FP8_METHODS and sheet.fp8_tflops:
         return sheet.fp8_tflops
     return _plain_tflops(place)
 

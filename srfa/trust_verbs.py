@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from srfa.identify import Jacobian
     from srfa.observations import Observations
 
+_LARGEST_INFLATION = 1_000_000.0
 CoefficientsFile = Annotated[Path, typer.Option(help="coefficients.json of a fit.")]
 
 
@@ -101,7 +102,7 @@ def show_identification(found: Identification) -> None:
         (
             one.name,
             f"{one.influence:.3f}",
-            f"{one.variance_inflation:.3g}",
+            _inflation(one.variance_inflation),
             f"{one.log_sd:.3f}",
             "yes" if one.at_bound else "",
             "WEAK" if one.weak else "",
@@ -116,8 +117,16 @@ def show_identification(found: Identification) -> None:
         present.say(f"move together, only their sum is known: {', '.join(group)}")
 
 
+def _inflation(factor: float) -> str:
+    """Write a variance inflation; beyond a million it is rounding, or infinite."""
+    return f"{factor:.3g}" if factor <= _LARGEST_INFLATION else ">1e6"
+
+
 def _best(job: Helpful | None) -> str:
-    return "" if job is None else f"{job.job} (leaves {job.variance_left:.0%} of the variance)"
+    if job is None:
+        return ""
+    left = f"{job.variance_left:.0%}"
+    return "none" if left == "100%" else f"{job.job} (leaves {left} of the variance)"
 
 
 def cross_validated_intervals(
@@ -134,4 +143,9 @@ def cross_validated_intervals(
                 estimator, steps, catalog, split=split, config=config, n_jobs=n_jobs, progress=advance
             )
         held_out[split] = found.held_out
-    return intervals_of(held_out)
+    intervals = intervals_of(held_out)
+    if all(one.n_groups == 0 for one in intervals.grades):
+        present.say(
+            "no split held out two groups (one job?): every interval rests on a prior width, none on a measurement"
+        )
+    return intervals

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import typer
 
 from srfa import present
+from srfa.coefficients import read_coefficients
 from srfa.errors import NothingMeasuredError
 from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.files import require_writable, writing
@@ -135,6 +136,9 @@ def gate(
     limits: Annotated[Path, typer.Option(help="The limits (YAML).")] = Path("gate.yaml"),
     baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
     physics_file: Annotated[Path | None, typer.Option("--physics", help="physics.json of 'srfa physics'.")] = None,
+    coefficients: Annotated[
+        Path | None, typer.Option(help="coefficients.json that the reports and the physics must be of.")
+    ] = None,
     common: Common,
 ) -> None:
     """Judge a validation by limits and a baseline; the exit code is the verdict.
@@ -146,6 +150,7 @@ def gate(
         load_limits(limits),
         read_reports(baseline) if baseline else None,
         physics=read_physics(physics_file) if physics_file else None,
+        coefficients=read_coefficients(coefficients) if coefficients else None,
     )
     if common.as_json:
         present.show_json(decision)

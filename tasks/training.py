@@ -182,7 +182,9 @@ def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
 
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
     """Return the verdict on the candidate's reports and on what was found of its physics."""
-    return check_gate(candidate.reports, limits, baseline, physics=candidate.physics)
+    return check_gate(
+        candidate.reports, limits, baseline, physics=candidate.physics, coefficients=candidate.coefficients
+    )
 
 
 def write_release(

@@ -11,9 +11,11 @@ import yaml
 
 from srfa import cli
 from srfa.cli import app, main
-from srfa.coefficients import read_coefficients
+from srfa.coefficients import read_coefficients, write_coefficients
 from srfa.estimators import ESTIMATORS, estimator_named
 from srfa.export import check_blis
+from srfa.identification import Helpful, Identification, Parameter
+from srfa.trust_verbs import show_identification
 from srfa.validate import read_reports
 from tests.planted import GPUS, planted_table, scaled_labels
 from tests.steps import ROOT
@@ -476,9 +478,89 @@ def test_physics_shows_its_rules_writes_its_report_for_the_gate_and_ends_with_5_
     assert validated(measured) == 0
     cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
     assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json") == 0
-    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
     assert run("gate", "r.json", "--limits", "limits.yaml") == 1
     assert "physics is required and was not checked" in capsys.readouterr().err
+    assert run("gate", "r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 2
+    assert "physics of srfa-seed" in capsys.readouterr().err
+    told = cli.Path("told.yaml")
+    told.write_text(LIMITS.format(1000) + "physics: {required: false}\n")
+    split = ("--split", "leave-one-gpu-out", "--estimator", "srfa-seed")
+    assert run("validate", measured, *split, "--out", "seed-r.json") == 0
+    assert run("gate", "seed-r.json", "--limits", "limits.yaml", "--physics", "broken.json") == 1
+    capsys.readouterr()
+    assert run("gate", "seed-r.json", "--limits", told, "--physics", "broken.json") == 0
+    shown = capsys.readouterr().out
+    assert "told" in shown
+    assert "monotone_in_context" not in shown
+
+
+def test_the_gate_compares_the_coefficients_that_physics_was_checked_on(measured, fitted, capsys):
+    assert run("physics", "--coefficients", fitted, "--batches", 300, "--out", "physics.json") == 0
+    assert validated(measured) == 0
+    cli.Path("limits.yaml").write_text(LIMITS.format(1000) + "physics: {required: true}\n")
+    gate = ("gate", "r.json", "--limits", "limits.yaml", "--physics", "physics.json", "--coefficients")
+    assert run(*gate, fitted) == 0
+    other = read_coefficients(cli.Path(fitted))
+    write_coefficients(other.model_copy(update={"constants": {"another": 1.0}}), cli.Path("other.json"))
+    capsys.readouterr()
+    assert run(*gate, "other.json") == 2
+    assert "physics was checked on other coefficients of roofline" in capsys.readouterr().err
+
+
+def test_the_gate_shows_what_is_broken_and_a_count_of_the_rest(measured, tmp_path, capsys):
+    assert validated(measured) == 0
+    (tmp_path / "wide.yaml").write_text(LIMITS.format(1000))
+    (tmp_path / "tight.yaml").write_text(LIMITS.format(0.001))
+    capsys.readouterr()
+    assert run("gate", "r.json", "--limits", "wide.yaml") == 0
+    assert re.fullmatch(r"gate passed: (\d+) of \1 rules hold .*\n", capsys.readouterr().out)
+    assert run("gate", "r.json", "--limits", "tight.yaml") == 1
+    shown = capsys.readouterr().out
+    assert "max_mape_pct" in shown
+    assert "min_jobs" not in shown
+
+
+def test_a_report_with_an_impossible_figure_is_refused(measured, capsys):
+    assert validated(measured) == 0
+    report = cli.Path("r.json")
+    report.write_text(re.sub(r'"mape_pct": [\d.]+', '"mape_pct": -1', report.read_text(), count=1))
+    cli.Path("wide.yaml").write_text(LIMITS.format(1000))
+    assert run("gate", "r.json", "--limits", "wide.yaml") == 2
+    assert "r.json: reports.0" in capsys.readouterr().err
+
+
+def test_coefficients_of_srfa_have_readable_units_and_say_which_the_data_never_touched(measured, capsys):
+    table = pq.read_table(measured)
+    dense = table.filter([not model.startswith("mistralai") for model in table["model"].to_pylist()])
+    pq.write_table(dense, "dense.parquet")
+    assert run("fit", "dense.parquet", "--out", "c.json") == 0
+    cells = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    shown = {(row[1], row[2]): (row[4], row[5]) for row in cells if len(row) == 7}
+    assert shown["memory", "gemm"] == ("1", "")
+    assert shown["compute", "experts"] == ("1", "prior")
+    assert shown["gpu_memory", GPUS[0]] == ("1", "")
+    assert shown["linear", "kernel_latency"] == ("cycles a kernel", "")
+    assert shown["linear", "moe_latency"] == ("cycles a MoE layer", "prior")
+    assert shown["linear", "host_step"] == ("us/step", "")
+
+
+def test_intervals_that_rest_on_priors_alone_are_announced(measured, capsys):
+    table = pq.read_table(measured)
+    pq.write_table(table.filter([job == "job-00" for job in table["job_id"].to_pylist()]), "one.parquet")
+    assert run("fit", "one.parquet", "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    assert "every interval rests on a prior width" in capsys.readouterr().err
+    assert run("fit", measured, "--estimator", "roofline", "--intervals", "--out", "c.json") == 0
+    assert "prior width" not in capsys.readouterr().err
+
+
+def test_identify_offers_no_job_that_tells_nothing(capsys):
+    idle = Parameter(name="a.b", influence=0, variance_inflation=math.inf, log_sd=1, at_bound=False, weak=True)
+    useless = Helpful(parameter="a.b", job="short", variance_left=0.999)
+    known = {"estimator": "x", "n_steps": 1, "n_jobs": 1, "residual_log_sd": 0.1, "condition_number": 1.0}
+    show_identification(Identification(**known, parameters=(idle,), correlated=(), groups=(), helpful=(useless,)))
+    row = next(line for line in capsys.readouterr().out.splitlines() if "a.b" in line)
+    assert [cell.strip() for cell in row.split("│")][3:4] == [">1e6"]
+    assert [cell.strip() for cell in row.split("│")][-2] == "none"
 
 
 def test_intervals_of_a_fit_reach_every_prediction_by_its_grade(measured, tmp_path, capsys):

@@ -331,6 +331,7 @@ def test_the_picture_is_written_with_ink(planted, shipped, tmp_path, splits):
     picture = matplotlib.image.imread(tmp_path / "l.png")
     assert min(picture.shape[:2]) > 200
     assert picture[..., :3].std() > 0.01
+    assert picture[:, [0, -1], :3].min() == 1.0, "text runs over the sides"
 
 
 def test_a_board_without_a_possible_split_is_still_drawn(planted, shipped, tmp_path):

@@ -40,6 +40,9 @@ def test_a_step_like_those_of_the_fit_is_in_domain(domain, shipped):
         ({"gpu": "h200-sxm-141gb"}, 3, "GPU h200-sxm-141gb was not in the fit"),
         ({"gpu": "l40s-48gb"}, 3, "GPU l40s-48gb"),
         ({"software_version": "vllm 0.14.0"}, 3, "engine vllm 0.14.0 was not in the fit"),
+        ({"dtype": "float32"}, 3, "dtype float32 was not in the fit"),
+        ({"quantization": "FP8"}, 3, "quantization fp8 was not in the fit"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, 3, "KV cache dtype fp8_e4m3 was not in the fit"),
         ({"gpu": "h200-sxm-141gb", "model": "Qwen/Qwen3-14B"}, 4, "model Qwen/Qwen3-14B"),
         ({"model": "Qwen/Qwen3-14B", "tensor_parallel_size": 8}, 2, "TP 8"),
     ],
@@ -55,10 +58,25 @@ def test_what_was_not_in_the_fit_has_its_grade_and_is_named(changes, grade, says
     [
         {"gpu": GPUS[0].upper(), "model": MODELS[1].rpartition("/")[2].lower()},
         {"software_version": None},
+        {"dtype": "bfloat16", "kv_cache_dtype": "bfloat16"},
+        {"dtype": "half"},
     ],
 )
 def test_another_spelling_or_an_unnamed_engine_is_no_stranger(changes, domain, shipped):
     assert graded(domain, shipped, **changes)[0] == 0
+
+
+def test_a_fit_that_did_not_record_its_formats_calls_none_unseen(domain, shipped):
+    old = domain.model_copy(update={"dtypes": (), "quantizations": (), "kv_cache_dtypes": ()})
+    assert graded(old, shipped, dtype="float32", quantization="fp8", kv_cache_dtype="fp8")[0] == 0
+
+
+def test_a_fit_to_quantized_steps_knows_their_formats(shipped):
+    small = {"quantization": "awq", "kv_cache_dtype": "fp8"}
+    alone = training_domain(observations([{**familiar(), **small}]), shipped)
+    assert (alone.dtypes, alone.quantizations, alone.kv_cache_dtypes) == (("bfloat16",), ("awq",), ("fp8",))
+    assert graded(alone, shipped, **small) == (0, IN_DOMAIN)
+    assert "quantization none was not in the fit; KV cache dtype auto was not in the fit" in graded(alone, shipped)[1]
 
 
 def test_a_batch_beyond_those_of_the_fit_is_grade_1(domain, shipped):

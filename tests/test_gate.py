@@ -7,6 +7,7 @@ from srfa.coefficients import FitConfig
 from srfa.errors import GateFailed, InputError, LimitsError
 from srfa.gate import Limits, check_gate, load_limits
 from srfa.metrics import Errors, Interval, JobError, mean_interval
+from srfa.physics_report import PhysicsReport
 from srfa.validate import cross_validate
 from srfa.validation_report import FoldReport, ValidationReport
 from tests.planted import LinearEstimator, planted_observations
@@ -86,7 +87,18 @@ def test_a_required_split_that_was_not_run_fails():
 def test_a_required_split_that_is_impossible_fails_with_its_reason():
     decision = check_gate([report(impossible="only one GPU was measured")], LIMITS)
     assert broken(decision) == [("required_split", "")]
-    assert "only one GPU was measured" in decision.broken[0].sentence
+    assert "is required and not possible: only one GPU was measured" in decision.broken[0].sentence
+
+
+def test_a_required_split_without_a_single_fold_fails():
+    assert broken(check_gate([report()], LIMITS)) == [("required_split", "")]
+
+
+def test_physics_of_another_estimator_is_refused_by_name():
+    of = {"n_batches": 1, "seed": 0, "configurations": (), "findings": ()}
+    assert check_gate([report(fold())], LIMITS, physics=PhysicsReport(estimator="linear", **of)).passed
+    with pytest.raises(InputError, match="reports of linear, physics of other"):
+        check_gate([report(fold())], LIMITS, physics=PhysicsReport(estimator="other", **of))
 
 
 def test_a_split_that_is_not_required_may_be_missing():
@@ -114,7 +126,7 @@ def test_a_baseline_equal_to_the_report_passes():
 def test_noise_of_single_jobs_passes(seed):
     rng = np.random.default_rng(seed)
     jobs = rng.gamma(4, 1, size=30)
-    noisy = jobs + rng.normal(0, 0.5, size=30)
+    noisy = np.abs(jobs + rng.normal(0, 0.5, size=30))
     assert check_gate([report(of_jobs("a", noisy))], LIMITS, [report(of_jobs("a", jobs))]).passed
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from srfa.metrics import Scored, errors, job_errors, mean_interval
+from srfa.metrics import Errors, Scored, errors, job_errors, mean_interval
 
 
 def scored(measured, predicted, jobs):
@@ -67,3 +68,12 @@ def test_the_interval_of_normal_means_agrees_with_theory():
 def test_a_large_job_weighs_by_its_steps():
     found = errors(scored([10] * 10, [11] * 9 + [20], ["big"] * 9 + ["small"]))
     assert found.mape_pct == pytest.approx((9 * 10 + 100) / 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mape_pct", -1), ("mae_us", "NaN"), ("bias_pct", "Infinity"), ("p90_ape_pct", -0.1)]
+)
+def test_figures_no_prediction_can_have_are_refused(name, value):
+    found = errors(scored([10, 10], [11, 9], ["a", "b"]))
+    with pytest.raises(ValidationError, match=name):
+        Errors.model_validate({**found.model_dump(), name: float(value)})

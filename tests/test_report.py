@@ -63,6 +63,13 @@ def test_what_was_skipped_and_failed_is_told_with_reasons(planted, shipped):
     assert str(FitError("planted: this estimator refuses to fit")) in text
 
 
-@pytest.mark.parametrize(("feature", "coefficient"), [("us", "1"), ("1", "us"), ("tokens", "us/tokens")])
+OF_SRFA = [
+    ("us of one clock cycle a kernel", "cycles a kernel"),
+    ("us at the memory's bandwidth", "1"),
+    ("layer", "us/layer"),
+]
+
+
+@pytest.mark.parametrize(("feature", "coefficient"), [("us", "1"), ("1", "us"), ("tokens", "us/tokens"), *OF_SRFA])
 def test_coefficient_times_feature_is_microseconds(feature, coefficient):
     assert coefficient_unit(feature) == coefficient

@@ -36,9 +36,7 @@ _GEMM = KINDS.index("gemm")
 _LEAST_ROOFLINE = float(smooth_roofline(np.ones(1), np.zeros(1))[0])
 """R of a unit of memory time without compute: what a streaming product takes at factor one."""
 _HOST = np.array([name.startswith("host_") for name, _ in LINEAR], dtype=np.float64)
-_LARGEST = {"1": LARGEST_RATIO} | {
-    unit: LARGEST_CYCLES if "cycle" in unit else LARGEST_RATIO for _, unit in LINEAR if unit.startswith("us ")
-}
+_LARGEST = {unit: LARGEST_CYCLES if "cycle" in unit else LARGEST_RATIO for _, unit in LINEAR if unit.startswith("us ")}
 _HUBER_DELTA = 0.1
 """Where the settings name no threshold of their own; adaptive ones (``huber_delta_iqr``) are not used here."""
 _FIRST = np.zeros(1, dtype=np.int64)
@@ -207,14 +205,14 @@ def _coefficients(task: Task, groups: Groups, solution: Solution, setting: Setti
     memory, compute, linear, *deviations = task.layout.parts(solution.theta)
     units = tuple(unit for _, unit in LINEAR)
     blocks = {
-        "memory": _block(MEMORY, memory, ("1",) * len(MEMORY), LEAST_MEMORY),
-        "compute": _block(COMPUTE, compute, ("1",) * len(COMPUTE), LEAST_COMPUTE),
+        "memory": _block(MEMORY, memory, ("us",) * len(MEMORY), LEAST_MEMORY),
+        "compute": _block(COMPUTE, compute, ("us",) * len(COMPUTE), LEAST_COMPUTE),
         "linear": _block(LINEAR_TERMS, linear, units, 0.0),
     }
     for name, members, values in zip(_DEVIATING, (groups.gpus, groups.gpus, groups.softwares), deviations, strict=True):
         spread = SOFTWARE_LOG_SD if name == "software_host" else DEVIATION_LOG_SD
         terms = tuple(Term(member, 1.0, spread) for member in members)
-        blocks[name] = _block(terms, values, ("1",) * len(terms), 0.0)
+        blocks[name] = _block(terms, values, ("us",) * len(terms), 0.0)
     return Coefficients(
         estimator="srfa",
         blocks=blocks,
@@ -238,7 +236,7 @@ def _with_groups_of(source: Coefficients, fitted: Coefficients) -> Coefficients:
         members = _learned_deviations(source, name) | _learned_deviations(fitted, name)
         terms = tuple(Term(member, 1.0, 1.0) for member in sorted(members))
         logs = np.array([members[term.name] for term in terms], dtype=np.float64)
-        blocks[name] = _block(terms, logs, ("1",) * len(terms), 0.0)
+        blocks[name] = _block(terms, logs, ("us",) * len(terms), 0.0)
     return fitted.model_copy(update={"blocks": blocks})
 
 
