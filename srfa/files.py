@@ -9,8 +9,31 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from srfa.errors import InputError, UsageError
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def read_document(path: Path, form: type[Document], *, made_by: str) -> Document:
+    """Read one JSON document of a given form; ``made_by`` is the command that makes such a file.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not JSON, or has an unknown, missing or malformed field.
+    """
+    try:
+        return form.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with '{made_by}'") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with '{made_by}'") from error
 
 
 def require_writable(path: Path) -> None:

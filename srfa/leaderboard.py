@@ -8,11 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from srfa.coefficients import FitConfig, Provenance
-from srfa.errors import InputError
-from srfa.files import write_text
+from srfa.files import read_document, write_text
 from srfa.folds import Split
 from srfa.metrics import Errors, Interval
 from srfa.specs import Spec
@@ -159,11 +156,4 @@ def read_leaderboard(path: Path) -> Leaderboard:
     InputError
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
-    try:
-        return Leaderboard.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa compare'") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with 'srfa compare'") from error
+    return read_document(path, Leaderboard, made_by="srfa compare")

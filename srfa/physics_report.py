@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from srfa.coefficients import Coefficients
 from srfa.errors import InputError
-from srfa.files import write_text
+from srfa.files import read_document, write_text
 from srfa.specs import Spec
 
 PhysicsRule = Literal[
@@ -113,11 +111,4 @@ def read_physics(path: Path) -> PhysicsReport:
     InputError
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
-    try:
-        return PhysicsReport.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa physics --out'") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with 'srfa physics --out'") from error
+    return read_document(path, PhysicsReport, made_by="srfa physics --out")

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from srfa.coefficients import FitConfig, FoldSummary, Provenance, Transfer
-from srfa.errors import InputError
-from srfa.files import write_text
+from srfa.files import read_document, write_text
 from srfa.folds import Split
 from srfa.metrics import Errors, JobError
 from srfa.specs import Spec
@@ -143,11 +140,4 @@ def read_reports(path: Path) -> tuple[ValidationReport, ...]:
     InputError
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
-    try:
-        return ReportFile.model_validate_json(path.read_bytes()).reports
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); make one with 'srfa validate'") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        raise InputError(f"{path}: {place}: {first['msg']}; make it anew with 'srfa validate'") from error
+    return read_document(path, ReportFile, made_by="srfa validate").reports
