@@ -237,9 +237,7 @@ def _refuse_strangers(
 
 
 def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator[Finding]:
-    for split, limit in limits.splits.items():
-        if not limit.required:
-            continue
+    for split in (name for name, limit in limits.splits.items() if limit.required):
         report = by_split.get(split)
         if report is None:
             reason = f"{split} is required and was not validated; run 'srfa validate --split {split}'"
