@@ -32,6 +32,8 @@ REFUSED_LABELS = {
 }
 _LABEL: Final = "step_time_us"
 _REQUIRED_TO_PREDICT: Final = tuple(name for name in REQUIRED_OBSERVATION_COLUMNS if name != _LABEL)
+_DTYPE_SPELLINGS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_UNQUANTISED = frozenset({"", "none", "null", "bfloat16", "float16", "bf16", "fp16"})
 _WRONG_LABEL_METHODS = {"step.duration_us", "schedule", "sched_time"}
 
 
@@ -332,11 +334,19 @@ def _codes(column: pa.ChunkedArray) -> IntArray:
 
 
 def configuration_of(row: Mapping[str, object]) -> Configuration:
-    """Return the configuration of a row of jobs or observations; what it leaves null has vLLM's default."""
+    """Return the configuration of a row of jobs or observations; what it leaves null has vLLM's default.
+
+    Spellings in use are brought to vLLM's: ``torch.bfloat16`` and ``bf16``, and ``none`` where nothing is quantised.
+    """
     names = [field.name for field in fields(Configuration)]
     defaults: dict[str, object] = {"expert_parallel_size": 1, "data_parallel_size": 1, "dtype": "bfloat16"}
     known = {name: row[name] for name in names if row[name] is not None}
     nothing = dict.fromkeys(names)
+    if "dtype" in known:
+        written = str(known["dtype"]).lower().removeprefix("torch.")
+        known["dtype"] = _DTYPE_SPELLINGS.get(written, written)
+    if str(known.get("quantization", "")).lower() in _UNQUANTISED:
+        known["quantization"] = None
     return Configuration(**{**nothing, **defaults, **known})  # type: ignore[arg-type]
 
 

@@ -19,7 +19,9 @@ KV_DTYPE_BYTES: Final[dict[str, float]] = {**DTYPE_BYTES, **_NARROW_KV_BYTES}
 """Bytes of a cached number, scales of a head or token left out."""
 KV_CACHE_DTYPES: Final = ("auto", "bfloat16", "float16", *_NARROW_KV_BYTES)
 """What this project knows of vLLM 0.32's values for ``kv_cache_dtype`` (``vllm/config/cache.py``)."""
-FP8_METHODS: Final = frozenset({"fp8", "fbgemm_fp8", "ptpc_fp8", "compressed-tensors", "modelopt"})
+FP8_METHODS: Final = frozenset(
+    {"fp8", "fp8_block", "fp8_static", "fp8_ootb", "fbgemm_fp8", "ptpc_fp8", "compressed-tensors", "modelopt"}
+)
 """Methods whose matrices multiply in 8 bits where the weights have 8; the others widen their weights first."""
 _BITS_PER_BYTE: Final = 8
 _QUANTIZED_BITS: Final = {
@@ -31,17 +33,23 @@ _QUANTIZED_BITS: Final = {
     "mxfp4": 4.25,
     "modelopt_fp4": 4.5,
     "nvfp4": 4.5,
+    "int4_wo": 4.25,
+    "w4a16": 4.25,
+    "w4afp8": 4.25,
+    "w4a16_mxfp4": 4.25,
 }
 """Bits a weight takes with its share of a group's scales: 32 bits for 128 weights, or 8 bits for 32 (16)."""
 _OTHER_QUANTIZED_BITS: Final = 8.0
 _OTHER_METHODS: Final = frozenset({
-    "int8", "w8a8", "experts_int8", "modelopt_mxfp8", "modelopt_mixed", "deepseek_v4_fp8", "fp8_per_tensor",
+    "int8", "w8a8", "experts_int8", "int8_wo", "sq", "fp8_static", "fp8_ootb",
+    "fp8_block", "modelopt_mxfp8", "modelopt_mixed", "deepseek_v4_fp8", "fp8_per_tensor",
     "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "nvfp4_per_token", "mxfp8", "fp_quant",
     "gpt_oss_mxfp4", "petit_nvfp4", "marlin", "gguf", "quark", "torchao", "humming", "moe_wna16", "inc", "online",
     "auto-round", "rtn", "hqq", "bitblas", "aqlm", "squeezellm", "deepspeedfp", "qqq", "tpu_int8", "neuron_quant",
     "ipex",
 })  # fmt: skip
-"""Further methods of vLLM up to 0.32 (``vllm/model_executor/layers/quantization``): read by their usual 8 bits."""
+"""Further methods of vLLM up to 0.32 (``vllm/model_executor/layers/quantization``) and of aiconfigurator's tables: read
+by their usual 8 bits."""
 _METHOD_FAMILIES: Final = ("gptq", "awq", "auto_gptq", "auto_awq", "cpu_gptq", "cpu_awq")
 _EXPERTS_ONLY: Final = frozenset({"mxfp4"})
 """Methods that leave attention and dense layers in the model's dtype."""

@@ -134,3 +134,8 @@ def test_steps_to_predict_need_no_label_and_nothing_else_is_forgiven(tmp_path):
         pq.write_table(table([step(), step(**change)]), path)
         with pytest.raises(ObservationsError, match=r"planned\.parquet: column \w+ is .* in row 1 \(1 such rows\)"):
             load_unlabelled([path])
+
+
+def test_dtypes_and_no_quantisation_are_understood_as_people_write_them():
+    rows = [step(dtype=dtype, quantization=none) for dtype in ("torch.bfloat16", "BF16") for none in (None, "none")]
+    assert {(one.dtype, one.quantization) for one in observations(rows).configurations} == {("bfloat16", None)}

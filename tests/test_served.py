@@ -17,10 +17,10 @@ def placed(**changes):
     [
         ({"dtype": "bf16x"}, "dtype='bf16x' should be one of auto, float32"),
         ({"quantization": "fp8xyz"}, "quantization='fp8xyz' should be a method of vLLM"),
-        ({"quantization": "none"}, "leave it null"),
+        ({"quantization": "four-bits"}, "leave it null"),
         ({"kv_cache_dtype": "blah"}, "kv_cache_dtype='blah' should be one of auto"),
         ({"expert_parallel_size": 5}, "expert_parallel_size=5 needs experts, meta-llama/Llama-3.1-8B is dense; use 1"),
-        ({**MIXTRAL, "expert_parallel_size": 3}, "expert_parallel_size=3 does not divide num_experts=8"),
+        ({**MIXTRAL, "expert_parallel_size": 16}, "expert_parallel_size=16 leaves ranks without experts"),
         ({"tensor_parallel_size": 3}, "tensor_parallel_size=3 does not divide num_attention_heads=32"),
     ],
 )
