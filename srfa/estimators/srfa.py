@@ -88,7 +88,7 @@ class SrfaEstimator:
     def predict(self, coefficients: Coefficients, features: FeatureMatrix) -> FloatArray:
         """Return the predicted step time in microseconds, shape ``(n_steps,)``."""
         groups = Groups.of(features)
-        return predicted_us(groups.work(features), _factors(coefficients, groups, features))
+        return predicted_us(groups.work(features), _factors(coefficients, groups, _excess(groups, features)))
 
 
 class StepClock:
@@ -103,7 +103,7 @@ class StepClock:
         of = constants((place,))
         groups = Groups((place.gpu.name,), (configuration.software_version or "",), _FIRST, _FIRST)
         measured = np.array([[_memory_excess(place), _compute_excess(place)]])
-        factors = _factors_of(coefficients, groups, measured)
+        factors = _factors(coefficients, groups, measured)
         kind = np.array([kind_of(name) for name in of.operators], dtype=np.int64)
         self._constants = (of.gemm_facts[0], of.facts[0], of.loads[0])
         self._factors = (factors.memory[0], factors.compute[0], factors.linear[0])
@@ -115,11 +115,7 @@ class StepClock:
         return step_us(totals, self._constants, self._kind, self._factors, self._scratch)
 
 
-def _factors(coefficients: Coefficients, groups: Groups, features: FeatureMatrix) -> Factors:
-    return _factors_of(coefficients, groups, _excess(groups, features))
-
-
-def _factors_of(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> Factors:
+def _factors(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> Factors:
     """Return the factors of each group: as learned, as a microbenchmark says, or those of any GPU."""
     shared = np.concatenate([_log(coefficients, name) for name in _SHARED])
     layout = Layout(len(KINDS), _HOST, len(groups.gpus), len(groups.softwares))
