@@ -22,7 +22,10 @@ def test_the_command_line_does_not_wait_for_the_compiler():
 
 
 def test_a_changed_constant_of_another_file_is_not_missed(tmp_path):
-    """Numba alone goes on with the old form: the file of the function that uses the constant is unchanged."""
+    """Numba alone goes on with the old form: the file of the function that uses the constant is unchanged.
+
+    Python keeps bytecode by second and size (-B: it keeps none), which two files written at once share.
+    """
     package = tmp_path / "srfa"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -35,6 +38,6 @@ def test_a_changed_constant_of_another_file_is_not_missed(tmp_path):
     for factor in (2.0, 3.0):
         (package / "routing.py").write_text(f"FACTOR = {factor}\n")
         script = "from srfa.step_kernel import f; print(f(1.0))"
-        run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        run = subprocess.run([sys.executable, "-B", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
         answers.append(run.stdout.strip())
     assert answers == ["2.0", "3.0"]
