@@ -37,7 +37,7 @@ def test_a_changed_constant_of_another_file_is_not_missed(tmp_path):
     answers = []
     for factor in (2.0, 3.0):
         (package / "routing.py").write_text(f"FACTOR = {factor}\n")
-        script = "from srfa.step_kernel import f; print(f(1.0))"
-        run = subprocess.run([sys.executable, "-B", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-B", "-c", "from srfa.step_kernel import f; print(f(1.0))"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         answers.append(run.stdout.strip())
     assert answers == ["2.0", "3.0"]
