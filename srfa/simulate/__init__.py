@@ -1,0 +1,1 @@
+"""A discrete-event vLLM: scheduler, KV cache, and an estimator as its clock."""
