@@ -47,6 +47,9 @@ JOBS: Final = _schema(
     block_size=pa.int64(),
     enable_chunked_prefill=pa.bool_(),
     enable_prefix_caching=pa.bool_(),
+    scheduling_policy=pa.string(),
+    long_prefill_token_threshold=pa.int64(),
+    watermark=pa.float64(),
     cpu_offload_gb=pa.float64(),
     kv_offload_bytes=pa.int64(),
     async_scheduling=pa.bool_(),
@@ -90,6 +93,7 @@ REQUESTS: Final = _schema(
     prompt_tokens=pa.int64(),
     output_tokens=pa.int64(),
     cached_tokens=pa.int64(),
+    priority=pa.int64(),
     num_preemptions=pa.int64(),
     finish_status=pa.string(),
     t_arrived_ns=pa.int64(),
@@ -101,6 +105,7 @@ REQUESTS: Final = _schema(
     running_at_queue=pa.int64(),
     waiting_at_queue=pa.int64(),
     kv_usage_at_queue=pa.float64(),
+    block_hashes=pa.list_(pa.int64()),
     ttft_us=pa.float64(),
     e2e_us=pa.float64(),
     itl_us=pa.list_(pa.float64()),
@@ -135,9 +140,16 @@ REQUIRED_OBSERVATION_COLUMNS: Final = (
     "decode_tokens",
 )
 
-_OBSERVED_JOB_COLUMNS = tuple(
-    name for name in JOBS.names if name not in {"job_id", "mono_to_epoch_ns", "environment", "async_scheduling"}
-)
+_NOT_OBSERVED_JOB_COLUMNS: Final = {
+    "job_id",
+    "mono_to_epoch_ns",
+    "environment",
+    "async_scheduling",
+    "scheduling_policy",
+    "long_prefill_token_threshold",
+    "watermark",
+}
+_OBSERVED_JOB_COLUMNS = tuple(name for name in JOBS.names if name not in _NOT_OBSERVED_JOB_COLUMNS)
 _OBSERVED_STEP_COLUMNS = tuple(name for name in STEPS.names if name not in {"valid", "invalid_reason"})
 
 OBSERVATIONS: Final = pa.schema(
