@@ -16,8 +16,7 @@ from pydantic import Field, FiniteFloat
 from srfa.coefficients import CoefficientBlock, FitConfig
 from srfa.errors import FitError
 from srfa.features import Block
-from srfa.fit.outside import REQUEST_MODELS, blackbox_alphas, fit_requests, predicted_us, queue_features
-from srfa.fit.positive import fit_between
+from srfa.fit.outside import REQUEST_MODELS, blackbox_alphas, fit_handover, fit_requests, predicted_us, queue_features
 from srfa.fit.search import grouped_folds
 from srfa.metrics import PERCENT
 from srfa.ragged import FloatArray
@@ -201,9 +200,8 @@ def _rounded(value: float | np.floating) -> float:
 def _constants(requests: RequestObservations, max_rows: int) -> dict[str, float]:
     """Return the median of each model's target; of the hand-over, which is only bounded, its counterpart."""
     ones = Block.of({("intercept", "us"): 1.0}, requests.n_requests)
-    bounds = requests.handover_least_us, requests.arrival_to_queued_us
     return {
-        "alpha": fit_between(ones, *bounds, what="alpha", max_rows=max_rows).values[0],
+        "alpha": fit_handover(ones, requests, max_rows=max_rows).values[0],
         **{name: float(np.nanmedian(_QUESTIONS[name].measured(requests))) for name in REQUEST_MODELS[1:]},
     }
 

@@ -29,8 +29,10 @@ from srfa.units import NS_PER_US
 Blocks = Mapping[str, CoefficientBlock]
 
 REQUEST_MODELS: Final = ("alpha", "queue_wait", "alpha_token", "post")
-"""Learned from requests; :data:`ENGINE_MODELS` from steps."""
-ENGINE_MODELS: Final = ("between_steps", "wall_ratio")
+"""Learned from requests; ``between_steps`` and ``wall_ratio`` are learned from steps."""
+TRIMMED_RATIO: Final = 3.0
+"""A hand-over this much longer than the typical one is a stall of the host, not a hand-over."""
+_ROUNDS: Final = 10
 
 
 def fit_outside(
@@ -66,16 +68,34 @@ def fit_requests(requests: RequestObservations, config: FitConfig) -> dict[str, 
     """
     rows, wait = config.convex_max_rows, requests.queue_wait_us
     return {
-        "alpha": fit_between(
-            alpha_features(requests),
-            requests.handover_least_us,
-            requests.arrival_to_queued_us,
-            what="alpha",
-            max_rows=rows,
-        ),
+        "alpha": fit_handover(alpha_features(requests), requests, max_rows=rows),
         "queue_wait": fit_between(queue_features(requests, config), wait, wait, what="queue_wait", max_rows=rows),
         **fit_post(requests, max_rows=rows),
     }
+
+
+def fit_handover(block: Block, requests: RequestObservations, *, max_rows: int) -> CoefficientBlock:
+    """Fit the hand-over to its bounds, robustly.
+
+    A request that had to wait for a step bounds its hand-over to the length of that step, so that what lies within the
+    bounds says little and each stall much. Therefore requests further than :data:`TRIMMED_RATIO` times the fitted
+    hand-over outside their bounds are left out and the rest fitted again, until those are the same.
+
+    Raises
+    ------
+    FitError
+        Fewer requests than columns.
+    """
+    least, most = requests.handover_least_us, requests.arrival_to_queued_us
+    kept = np.ones(requests.n_requests, dtype=bool)
+    for _ in range(_ROUNDS):
+        rows = np.flatnonzero(kept)
+        fitted = fit_between(block.take(rows), least[rows], most[rows], what="alpha", max_rows=max_rows)
+        handover_us = block.values @ np.array(fitted.values)
+        before, kept = kept, np.maximum(least - handover_us, handover_us - most) <= TRIMMED_RATIO * handover_us
+        if kept.sum() < len(block.names) or np.array_equal(before, kept):
+            break
+    return fitted
 
 
 def queue_features(requests: RequestObservations, config: FitConfig) -> Block:
