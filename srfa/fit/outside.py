@@ -29,7 +29,9 @@ from srfa.units import NS_PER_US
 Blocks = Mapping[str, CoefficientBlock]
 
 REQUEST_MODELS: Final = ("alpha", "queue_wait", "alpha_token", "post")
-"""Learned from requests; ``between_steps`` and ``wall_ratio`` are learned from steps."""
+"""Learned from requests."""
+OUTSIDE_BLOCKS: Final = frozenset({*REQUEST_MODELS, "between_steps", "wall_ratio"})
+"""Coefficients of what happens outside the steps: no step's time depends on them."""
 TRIMMED_RATIO: Final = 3.0
 """A hand-over this much longer than the typical one is a stall of the host, not a hand-over."""
 _ROUNDS: Final = 10
