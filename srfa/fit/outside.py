@@ -3,7 +3,7 @@
 Six blocks, whatever the estimator of the steps: ``alpha`` (hand-over: arrival to queued on an idle engine), ``post``
 and ``alpha_token`` (from a token's step to the client: the constant, and what each output token adds), ``queue_wait``
 (queued to first scheduled, for users who have no simulator), ``between_steps`` and ``wall_ratio``. All are medians by
-non-negative coefficients, so that stalls of a busy host do not move them.
+non-negative coefficients, so that stalls of a busy host do not move them; ``wall_ratio`` alone counts what they cost.
 """
 
 from __future__ import annotations
@@ -144,16 +144,22 @@ def fit_between_steps(steps: pa.Table, jobs: pa.Table, *, max_rows: int) -> Coef
 
 
 def fit_wall_ratio(observations: Observations) -> CoefficientBlock:
-    """Return the median of ``step_wall_time_us / step_time_us`` by GPU: 1 where the label is wall time.
+    """Return wall time over label by GPU: 1 where the label is wall time.
 
-    The names of the block are the GPUs as the observations name them.
+    The median over a GPU's jobs of ``sum(step_wall_time_us) / sum(step_time_us)``. A request's time is the sum of many
+    steps, so that what a job's steps lose on average counts, which the median step does not say; the median over jobs
+    leaves out a job that met a busy host. The names of the block are the GPUs as the observations name them.
     """
-    gpus, index = observations.codes("gpu")
-    ratio = np.ones(observations.n_steps)
+    gpus, gpu = observations.codes("gpu")
+    jobs, job = observations.codes("job_id")
+    label_us = observations.step_time_us
+    wall_us = label_us
     if "step_wall_time_us" in observations.table.column_names:
-        ratio = observations.numbers("step_wall_time_us") / observations.step_time_us
-    ratio = np.where(np.isfinite(ratio), ratio, 1.0)
-    medians = np.array([np.median(ratio[index == code]) for code in range(len(gpus))])
+        known_us = observations.numbers("step_wall_time_us")
+        wall_us = np.where(np.isfinite(known_us), known_us, label_us)
+    runs, run = np.unique(gpu * len(jobs) + job, return_inverse=True)
+    ratios = np.bincount(run, wall_us) / np.bincount(run, label_us)
+    medians = np.array([np.median(ratios[runs // len(jobs) == code]) for code in range(len(gpus))])
     block = Block(tuple(gpus), ("1",) * len(gpus), np.empty((0, len(gpus))))
     return learned_block(block, medians, np.ones(len(gpus)))
 

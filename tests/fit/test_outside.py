@@ -169,14 +169,21 @@ def test_time_between_steps_of_recordings_is_a_quarter_of_a_millisecond(recordin
     assert 150.0 < typical < 500.0
 
 
-def test_the_wall_ratio_is_that_of_the_gpu_and_1_where_the_label_is_wall_time():
-    rows = [step(gpu="a100-sxm-80gb", step_time_us=10.0, step_wall_time_us=wall) for wall in (11.0, 12.0, 900.0)]
-    rows += [step(gpu="h100-sxm-80gb", step_time_us=10.0, step_wall_time_us=None)]
+def test_the_wall_ratio_is_the_gpus_median_over_jobs_and_1_where_the_label_is_wall_time():
+    """Jobs of (10 + 14) / 20, 13 / 10 and 90 / 10."""
+    walls = (("a", 10.0), ("a", 14.0), ("b", 13.0), ("c", 90.0))
+    rows = [step(gpu="a100-sxm-80gb", job_id=job, step_time_us=10.0, step_wall_time_us=wall) for job, wall in walls]
+    rows += [step(gpu="h100-sxm-80gb", job_id="a", step_time_us=10.0, step_wall_time_us=None)]
     block = fit_wall_ratio(observations(rows))
-    assert dict(zip(block.names, block.values, strict=True)) == pytest.approx(
-        {"a100-sxm-80gb": 1.2, "h100-sxm-80gb": 1}
-    )
+    assert dict(zip(block.names, block.values, strict=True)) == {"a100-sxm-80gb": 1.3, "h100-sxm-80gb": 1.0}
     assert fit_wall_ratio(observations([step()])).values == (1.0,)
+
+
+def test_the_wall_ratio_counts_what_stalls_cost_a_job():
+    """Ninety steps at their label and ten that stall: no median step would tell."""
+    walls = np.where(np.arange(100) % 10, 10.0, 60.0)
+    block = fit_wall_ratio(observations([step(step_time_us=10.0, step_wall_time_us=wall) for wall in walls]))
+    assert block.values == pytest.approx((1.5,))
 
 
 def test_a_release_has_six_blocks():
