@@ -16,6 +16,7 @@ from srfa.specs import Spec
 
 Metric = Literal["ttft", "tpot", "itl", "e2e", "throughput"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+CLOSED_LOOP_FILE = "closed_loop.json"
 
 
 class Pair(Spec):
@@ -222,3 +223,15 @@ def read_closed_loop(path: Path) -> ClosedLoopReport:
         The file is missing, is not JSON, or has an unknown, missing or malformed field.
     """
     return read_document(path, ClosedLoopReport, made_by="srfa replay --out")
+
+
+def read_closed_loop_beside(report: Path) -> ClosedLoopReport | None:
+    """Return the ``closed_loop.json`` in the folder of a ``report.json``; None where there is none.
+
+    Raises
+    ------
+    InputError
+        The file is not JSON, or has an unknown, missing or malformed field.
+    """
+    path = report.parent / CLOSED_LOOP_FILE
+    return read_closed_loop(path) if path.exists() else None
