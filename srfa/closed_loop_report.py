@@ -64,6 +64,8 @@ class Replay(Spec):
         Model, GPU, parallelism and numbers, as :func:`srfa.estimators.blackbox.configuration_name` says them.
     view
         Whose times were compared: the client's, or the engine's where no client was recorded.
+    without_outside
+        Why what lies outside the steps was taken as nothing; empty where models of it were fitted to other jobs.
     step_time_us
         Mean step time of the same job on the same coefficients, each measured batch predicted by itself: where it is
         right and the replay is wrong, the loop is off and not the clock. None where it was not predicted.
@@ -82,6 +84,7 @@ class Replay(Spec):
     workload: str
     n_requests: int
     view: Literal["client", "engine"]
+    without_outside: str = ""
     step_time_us: Pair | None = None
     n_steps: Pair | None = None
     metrics: dict[Metric, Compared]

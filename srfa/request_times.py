@@ -76,6 +76,18 @@ def served_times(served: Served, view: View) -> RequestTimes:
     return RequestTimes("client", served.ttft_us, served.e2e_us, tokens, gaps, span_us)
 
 
+def measured_means(times: RequestTimes) -> dict[Metric, float]:
+    """Return the mean of every metric that was measured, microseconds, and tokens a second."""
+    found: dict[Metric, FloatArray] = {
+        "ttft": times.ttft_us,
+        "tpot": times.tpot_us,
+        "itl": times.itl_us,
+        "e2e": times.e2e_us,
+        "throughput": np.array([times.throughput_tokens_per_s]),
+    }
+    return {metric: float(np.nanmean(values)) for metric, values in found.items() if np.isfinite(values).any()}
+
+
 def compare_times(measured: RequestTimes, predicted: RequestTimes) -> dict[Metric, Compared]:
     """Compare request by request, in the order of both; a metric that was not measured is left out."""
     found: dict[Metric, Compared | None] = {
