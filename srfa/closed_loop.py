@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from srfa.catalog import Catalog
 from srfa.closed_loop_report import ClosedLoopReport, NoiseFloor, NotReplayed, Pair, Replay
-from srfa.closed_loop_summary import closed_loop_report, noise_floor
+from srfa.closed_loop_summary import Means, closed_loop_report, noise_floor
 from srfa.coefficients import Coefficients
-from srfa.errors import FitError, SrfaError, UnknownConfigurationError
+from srfa.errors import FitError, InputError, SrfaError, UnknownConfigurationError
 from srfa.estimators import estimator_named
 from srfa.estimators.blackbox import configuration_name
 from srfa.measurements import Blocks, MeasuredJob, Measurements
@@ -121,11 +121,15 @@ def replay_learned(
 
 def noise_of(measurements: Measurements) -> NoiseFloor | None:
     """Return what repeats of a cell say of each other; None where no cell was measured twice."""
-    return noise_floor(
-        (job.cell, measured_means(measured_times(job.requests)))
-        for job in measurements.jobs.values()
-        if job.requests.num_rows
-    )
+    means = ((job.cell, _means_of(job)) for job in measurements.jobs.values())
+    return noise_floor((cell, found) for cell, found in means if found)
+
+
+def _means_of(job: MeasuredJob) -> Means:
+    try:
+        return measured_means(measured_times(finished_requests(job.requests, job.job_id)))
+    except InputError:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
