@@ -92,11 +92,13 @@ def closed_loop_sections(
     """Return the headline with the picture ``figure``, the jobs, and what stands in for the estimator, as sections."""
     if not report.replays and not report.not_replayed:
         return (Section("Closed loop", (f"Not possible: {report.impossible}.",)),)
-    lost = tuple(": ".join(part for part in row if part) for row in lost_rows(report))
+    lost = [f"not replayed: {': '.join(part for part in row if part)}" for row in lost_rows(report)]
+    bare = [one for one in report.replays if one.without_outside]
+    lost += [f"{one.job_id}: replayed with nothing outside the steps: {one.without_outside}" for one in bare]
     summary = Section(
         "Closed loop",
         (headline(report), noise_sentence(report), LEGEND),
-        tuple(f"not replayed: {one}" for one in lost),
+        tuple(lost),
         Grid(SUMMARY_HEADS, summary_rows(report)),
         figure,
     )
