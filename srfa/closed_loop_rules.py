@@ -95,12 +95,12 @@ def _against(
 ) -> Iterator[Finding]:
     if baseline is None or baseline.headline is None:
         return
-    now = {replay.place for replay in nearest(report.replays)}
+    headline, now = report.headline, {replay.place for replay in nearest(report.replays)}
     for place in sorted({replay.place for replay in nearest(baseline.replays)} - now):
         sentence = f"closed loop: {place}: replayed in the baseline, missing now"
         yield _finding("lost_coverage", passed=False, sentence=sentence)
     for metric, name in _JUDGED.items():
-        before, after = baseline.headline.median_pct(metric), report.headline and report.headline.median_pct(metric)
+        before, after = baseline.headline.median_pct(metric), headline.median_pct(metric) if headline else None
         if before is not None and after is not None:
             surely = _sure_rise(baseline, report, metric)
             yield _regression(metric, name, (before, after), surely, limits.max_regression_pct_points)

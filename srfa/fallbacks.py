@@ -14,7 +14,7 @@ from srfa.coefficients import Coefficients
 from srfa.errors import FitError
 from srfa.estimators import estimator_named
 from srfa.fallback_file import Fallback
-from srfa.folds import why_impossible
+from srfa.folds import Split, why_impossible
 from srfa.measurements import Measurements
 from srfa.observations import Observations
 from srfa.provenance import provenance_of
@@ -118,7 +118,7 @@ def _in_sample_e2e_pct(
 
 def _held_out_e2e_pct(steps: Observations, measurements: Measurements) -> float | None:
     """Replay each job on a fit to the others; None where there is one job, or a replay fails."""
-    split = "leave-one-job-out"
+    split: Split = "leave-one-job-out"
     if why_impossible(steps, measurements.catalog, split):
         return None
     validation = cross_predict(

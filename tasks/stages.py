@@ -25,6 +25,7 @@ from srfa.folds import Split
 from srfa.gate import GateDecision, Limits
 from srfa.release import RELEASE_FILE, Release
 from srfa.report import FOLD_HEADS, fold_rows
+from srfa.run_tables import Tables
 from srfa.specs import EngineGroup, JobOutcome, Skipped
 from srfa.validate import CrossPrediction
 from srfa.validation_report import ValidationReport
@@ -132,7 +133,7 @@ def ingest_run(
 def load_run(store: TraceStore, run_id: str, jobs: Sequence[JobData], catalog: Catalog) -> training.Dataset:
     """Return what a fit learns from; only jobs that passed their data gates are in it."""
     ids = [data.outcome.job_id for data in jobs if data.outcome.status == "measured"]
-    tables = training.Tables(*(stored_tables(store, name, run_id, ids) for name in ("jobs", "steps", "requests")))
+    tables = Tables(*(stored_tables(store, name, run_id, ids) for name in ("jobs", "steps", "requests")))
     key = observations_key(run_id)
     hashes = {key: hashlib.sha256(store.get(key)).hexdigest()}
     return training.possible_dataset(training.Dataset(stored_observations(store, run_id), catalog, hashes, tables))
