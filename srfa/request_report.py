@@ -16,8 +16,7 @@ from pydantic import Field, FiniteFloat
 from srfa.coefficients import CoefficientBlock, FitConfig
 from srfa.errors import FitError
 from srfa.features import Block
-from srfa.fit.outside import REQUEST_MODELS, blackbox_alphas, fit_requests, predicted_us, queue_features
-from srfa.fit.positive import fit_between
+from srfa.fit.outside import REQUEST_MODELS, blackbox_alphas, fit_handover, fit_requests, predicted_us, queue_features
 from srfa.fit.search import grouped_folds
 from srfa.metrics import PERCENT
 from srfa.ragged import FloatArray
@@ -27,7 +26,7 @@ from srfa.specs import Spec
 MOST_FOLDS: Final = 20
 """With more jobs several are held out together."""
 MARGIN: Final = 0.02
-"""An error must be smaller by this share to count as better."""
+"""A form is better where its median error is smaller by this share, and its mean error no more than this larger."""
 _CLOCK_US = 1.0
 """Shorter times count as this where an error is divided by them: they are the resolution of the clock."""
 
@@ -42,17 +41,14 @@ class FormErrors(Spec):
 
     Parameters
     ----------
-    error_pct
-        Sum of absolute errors over sum of measured times, percent: what the verdict compares. It is defined where most
-        times are next to nothing, as waits are, and counts every microsecond once.
     median_ape_pct
-        Median of ``|predicted - measured| / measured``, percent.
+        Median of ``|predicted - measured| / measured``, percent; a stall of the host that no model explains is one
+        request of many.
     mae_us, bias_us
         Mean of absolute and of signed errors, microseconds; a negative bias is too fast.
     """
 
     form: Form
-    error_pct: _AtLeastNothing
     median_ape_pct: _AtLeastNothing
     mae_us: _AtLeastNothing
     bias_us: FiniteFloat
@@ -80,15 +76,16 @@ class RequestModelRow(Spec):
     def sentence(self) -> str:
         """The verdict with its figures, for a report.
 
-        >>> parts = {"median_ape_pct": 1.0, "mae_us": 1.0, "bias_us": 0.0}
-        >>> forms = [FormErrors(form=form, error_pct=pct, **parts) for form, pct in (("srfa", 31), ("blackbox", 45))]
-        >>> given = {"model": "alpha", "target": "t", "n_requests": 9, "n_jobs": 3, "verdict": "better"}
-        >>> RequestModelRow(forms=tuple(forms), **given).sentence
-        'alpha: 31.0 % against 45.0 % (blackbox): better'
+        >>> parts = {"mae_us": 1.0, "bias_us": 0.0}
+        >>> medians = (("srfa", 31.0), ("blackbox", 45.0))
+        >>> forms = tuple(FormErrors(form=form, median_ape_pct=median, **parts) for form, median in medians)
+        >>> given = {"model": "post", "target": "first token", "n_requests": 9, "n_jobs": 3, "verdict": "better"}
+        >>> RequestModelRow(forms=forms, **given).sentence
+        'post (first token): 31.0 % against 45.0 % (blackbox): better'
         """
         own, *others = self.forms
-        against = ", ".join(f"{other.error_pct:.1f} % ({other.form})" for other in others)
-        return f"{self.model}: {own.error_pct:.1f} % against {against}: {self.verdict}"
+        against = ", ".join(f"{other.median_ape_pct:.1f} % ({other.form})" for other in others)
+        return f"{self.model} ({self.target}): {own.median_ape_pct:.1f} % against {against}: {self.verdict}"
 
 
 class RequestModelReport(Spec):
@@ -171,7 +168,7 @@ def _rows(requests: RequestObservations, answers: dict[str, dict[Form, FloatArra
             target=_QUESTIONS[name].target,
             n_requests=int(known.sum()),
             n_jobs=len(np.unique(jobs[known])),
-            verdict=_verdict(*(form.error_pct for form in forms)),
+            verdict=_verdict(*forms),
             forms=forms,
         )
 
@@ -181,17 +178,21 @@ def _errors(form: Form, predicted: FloatArray, measured: FloatArray) -> FormErro
     ape = np.abs(wrong) / np.maximum(np.abs(measured), _CLOCK_US)
     return FormErrors(
         form=form,
-        error_pct=_rounded(PERCENT * np.abs(wrong).sum() / max(np.abs(measured).sum(), _CLOCK_US)),
         median_ape_pct=_rounded(PERCENT * np.median(ape)),
         mae_us=_rounded(np.abs(wrong).mean()),
         bias_us=_rounded(wrong.mean()),
     )
 
 
-def _verdict(own: float, blackbox: float, constant: float) -> Verdict:
-    if own > (1.0 - MARGIN) * blackbox:
+def _verdict(own: FormErrors, blackbox: FormErrors, constant: FormErrors) -> Verdict:
+    if not _beats(own, blackbox):
         return "no better than the blackbox form"
-    return "no better than a constant" if own > (1.0 - MARGIN) * constant else "better"
+    return "better" if _beats(own, constant) else "no better than a constant"
+
+
+def _beats(own: FormErrors, other: FormErrors) -> bool:
+    closer = own.median_ape_pct <= (1.0 - MARGIN) * other.median_ape_pct
+    return closer and own.mae_us <= (1.0 + MARGIN) * other.mae_us
 
 
 def _rounded(value: float | np.floating) -> float:
@@ -201,9 +202,8 @@ def _rounded(value: float | np.floating) -> float:
 def _constants(requests: RequestObservations, max_rows: int) -> dict[str, float]:
     """Return the median of each model's target; of the hand-over, which is only bounded, its counterpart."""
     ones = Block.of({("intercept", "us"): 1.0}, requests.n_requests)
-    bounds = requests.handover_least_us, requests.arrival_to_queued_us
     return {
-        "alpha": fit_between(ones, *bounds, what="alpha", max_rows=max_rows).values[0],
+        "alpha": fit_handover(ones, requests, max_rows=max_rows).values[0],
         **{name: float(np.nanmedian(_QUESTIONS[name].measured(requests))) for name in REQUEST_MODELS[1:]},
     }
 

@@ -3,7 +3,7 @@
 Six blocks, whatever the estimator of the steps: ``alpha`` (hand-over: arrival to queued on an idle engine), ``post``
 and ``alpha_token`` (from a token's step to the client: the constant, and what each output token adds), ``queue_wait``
 (queued to first scheduled, for users who have no simulator), ``between_steps`` and ``wall_ratio``. All are medians by
-non-negative coefficients, so that stalls of a busy host do not move them.
+non-negative coefficients, so that stalls of a busy host do not move them; ``wall_ratio`` alone counts what they cost.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from srfa.units import NS_PER_US
 Blocks = Mapping[str, CoefficientBlock]
 
 REQUEST_MODELS: Final = ("alpha", "queue_wait", "alpha_token", "post")
-"""Learned from requests; :data:`ENGINE_MODELS` from steps."""
-ENGINE_MODELS: Final = ("between_steps", "wall_ratio")
+"""Learned from requests."""
+OUTSIDE_BLOCKS: Final = frozenset({*REQUEST_MODELS, "between_steps", "wall_ratio"})
+"""Coefficients of what happens outside the steps: no step's time depends on them."""
+TRIMMED_RATIO: Final = 3.0
+"""A hand-over this much longer than the typical one is a stall of the host, not a hand-over."""
+_ROUNDS: Final = 10
 
 
 def fit_outside(
@@ -66,16 +70,34 @@ def fit_requests(requests: RequestObservations, config: FitConfig) -> dict[str, 
     """
     rows, wait = config.convex_max_rows, requests.queue_wait_us
     return {
-        "alpha": fit_between(
-            alpha_features(requests),
-            requests.handover_least_us,
-            requests.arrival_to_queued_us,
-            what="alpha",
-            max_rows=rows,
-        ),
+        "alpha": fit_handover(alpha_features(requests), requests, max_rows=rows),
         "queue_wait": fit_between(queue_features(requests, config), wait, wait, what="queue_wait", max_rows=rows),
         **fit_post(requests, max_rows=rows),
     }
+
+
+def fit_handover(block: Block, requests: RequestObservations, *, max_rows: int) -> CoefficientBlock:
+    """Fit the hand-over to its bounds, robustly.
+
+    A request that had to wait for a step bounds its hand-over to the length of that step, so that what lies within the
+    bounds says little and each stall much. Therefore requests further than :data:`TRIMMED_RATIO` times the fitted
+    hand-over outside their bounds are left out and the rest fitted again, until those are the same.
+
+    Raises
+    ------
+    FitError
+        Fewer requests than columns.
+    """
+    least, most = requests.handover_least_us, requests.arrival_to_queued_us
+    kept = np.ones(requests.n_requests, dtype=bool)
+    for _ in range(_ROUNDS):
+        rows = np.flatnonzero(kept)
+        fitted = fit_between(block.take(rows), least[rows], most[rows], what="alpha", max_rows=max_rows)
+        handover_us = block.values @ np.array(fitted.values)
+        before, kept = kept, np.maximum(least - handover_us, handover_us - most) <= TRIMMED_RATIO * handover_us
+        if kept.sum() < len(block.names) or np.array_equal(before, kept):
+            break
+    return fitted
 
 
 def queue_features(requests: RequestObservations, config: FitConfig) -> Block:
@@ -122,16 +144,22 @@ def fit_between_steps(steps: pa.Table, jobs: pa.Table, *, max_rows: int) -> Coef
 
 
 def fit_wall_ratio(observations: Observations) -> CoefficientBlock:
-    """Return the median of ``step_wall_time_us / step_time_us`` by GPU: 1 where the label is wall time.
+    """Return wall time over label by GPU: 1 where the label is wall time.
 
-    The names of the block are the GPUs as the observations name them.
+    The median over a GPU's jobs of ``sum(step_wall_time_us) / sum(step_time_us)``. A request's time is the sum of many
+    steps, so that what a job's steps lose on average counts, which the median step does not say; the median over jobs
+    leaves out a job that met a busy host. The names of the block are the GPUs as the observations name them.
     """
-    gpus, index = observations.codes("gpu")
-    ratio = np.ones(observations.n_steps)
+    gpus, gpu = observations.codes("gpu")
+    jobs, job = observations.codes("job_id")
+    label_us = observations.step_time_us
+    wall_us = label_us
     if "step_wall_time_us" in observations.table.column_names:
-        ratio = observations.numbers("step_wall_time_us") / observations.step_time_us
-    ratio = np.where(np.isfinite(ratio), ratio, 1.0)
-    medians = np.array([np.median(ratio[index == code]) for code in range(len(gpus))])
+        known_us = observations.numbers("step_wall_time_us")
+        wall_us = np.where(np.isfinite(known_us), known_us, label_us)
+    runs, run = np.unique(gpu * len(jobs) + job, return_inverse=True)
+    ratios = np.bincount(run, wall_us) / np.bincount(run, label_us)
+    medians = np.array([np.median(ratios[runs // len(jobs) == code]) for code in range(len(gpus))])
     block = Block(tuple(gpus), ("1",) * len(gpus), np.empty((0, len(gpus))))
     return learned_block(block, medians, np.ones(len(gpus)))
 

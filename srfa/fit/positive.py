@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cvxpy as cp
 import numpy as np
+from scipy.optimize import linprog
 
 from srfa.coefficients import CoefficientBlock
 from srfa.errors import FitError
@@ -68,12 +69,25 @@ def fit_between(
     known = known[np.linspace(0, len(known) - 1, min(len(known), max_rows)).astype(np.int64)]
     columns, least, most = block.values[known], least_us[known], most_us[known]
     scale, unit = _scale(columns), max(float(np.median(np.abs(most))), 1.0)
-    x = cp.Variable(columns.shape[1])
-    fitted = (columns / scale) @ x
-    loss = cp.sum(cp.pos(least / unit - fitted) + cp.pos(fitted - most / unit)) / len(known)
-    solution = _solved(cp.Problem(cp.Minimize(loss + _RIDGE * cp.sum(x)), [x >= 0]), x)
+    solution = _least_misses(columns / scale, least / unit, most / unit)
     solution[(solution < _NOTHING) | ~columns.any(axis=0)] = 0.0
     return learned_block(block, solution * unit / scale, scale, bounds=NON_NEGATIVE)
+
+
+def _least_misses(columns: FloatArray, least: FloatArray, most: FloatArray) -> FloatArray:
+    """Solve the linear program by its dual: two bounded variables a row, one constraint a column, whose prices are x.
+
+    ``max least . a - most . b`` over ``columns' (a - b) <= ridge`` and ``0 <= a, b <= 1 / n_rows``.
+    """
+    n_rows, n_columns = columns.shape
+    found = linprog(
+        np.concatenate([-least, most]),
+        A_ub=np.hstack([columns.T, -columns.T]),
+        b_ub=np.full(n_columns, _RIDGE),
+        bounds=(0.0, 1.0 / n_rows),
+        method="highs",
+    )
+    return np.zeros(n_columns) if found.x is None else np.maximum(0.0, -found.ineqlin.marginals)
 
 
 def _known(block: Block, target_us: FloatArray, what: str) -> IntArray:
@@ -91,11 +105,7 @@ def _scale(columns: FloatArray) -> FloatArray:
 def _solve(columns: FloatArray, target: FloatArray, delta: float) -> FloatArray:
     x = cp.Variable(columns.shape[1])
     loss = cp.sum(0.5 * cp.huber(columns @ x - target, delta)) / len(target) + _RIDGE * cp.sum_squares(x)
-    values = _solved(cp.Problem(cp.Minimize(loss), [x >= 0]), x)
+    cp.Problem(cp.Minimize(loss), [x >= 0]).solve(solver=cp.CLARABEL)
+    values = np.zeros(columns.shape[1]) if x.value is None else np.asarray(x.value, dtype=np.float64)
     values[values < _RIDGE * _RIDGE] = 0.0
     return values
-
-
-def _solved(problem: cp.Problem, x: cp.Variable) -> FloatArray:
-    problem.solve(solver=cp.CLARABEL)
-    return np.zeros(x.shape) if x.value is None else np.array(x.value, dtype=np.float64)
