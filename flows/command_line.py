@@ -130,13 +130,14 @@ def gate_command(
     limits: LimitsFile = Path("examples/gate-local.yaml"),
     baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
     physics: Annotated[Path | None, typer.Option(help="physics.json of a release, or of srfa physics.")] = None,
+    closed_loop: Annotated[Path | None, typer.Option(help="closed_loop.json of a release, or of srfa replay.")] = None,
 ) -> None:
     """Judge a report by limits and a baseline, as a flow run that is kept; srfa gate does it without Prefect."""
 
     def run() -> None:
         from flows.gate import gate  # noqa: PLC0415 - as above
 
-        gate(report, limits, baseline, physics)
+        gate(report, limits, baseline, physics, closed_loop)
 
     ended(run)
 

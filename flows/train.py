@@ -26,6 +26,7 @@ from tasks.stages import (
     publish_release,
     record_jobs,
     record_verdict,
+    replay_jobs,
     validate,
 )
 from tasks.store import TraceStore, open_store
@@ -86,12 +87,13 @@ class Run:
 def train_and_publish(
     store: TraceStore, dataset: training.Dataset, request: TrainingRequest, *, run: Run = Run()
 ) -> RunSummary:
-    """Fit, validate on every split of the limits, compare, check physics, judge, publish; the verdict is data here."""
+    """Fit, validate on every split of the limits, compare, check physics, replay, judge, publish."""
     config = FitConfig()
     coefficients = fit(dataset, request.estimator, config)
     validations = [validate(dataset, request.estimator, split, config) for split in request.limits.splits]
     candidate = compare(training.with_validation(coefficients, validations), dataset)
     candidate = check_physics(candidate, dataset)
+    candidate = replay_jobs(candidate, dataset, request.limits)
     decision = training.judge(candidate, request.limits)
     outcomes = tuple(data.outcome for data in run.jobs)
     release, report, latest = publish_release(

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from srfa import present
+from srfa.closed_loop_verbs import replay
 from srfa.coefficients import read_coefficients, read_prior, write_coefficients
 from srfa.errors import SrfaError, UsageError
 from srfa.estimator_names import DEFAULT_ESTIMATOR
@@ -270,6 +271,7 @@ app.command()(validate)
 app.command()(compare)
 app.command()(physics)
 app.command()(identify)
+app.command()(replay)
 app.command()(gate)
 
 

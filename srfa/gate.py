@@ -8,145 +8,37 @@ physics is refused unless the limits file says in so many words that it is only 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
-
+from srfa.closed_loop_report import ClosedLoopReport
+from srfa.closed_loop_rules import closed_loop_findings
 from srfa.coefficients import Coefficients
-from srfa.document import read_yaml
-from srfa.errors import GateFailed, InputError, LimitsError
-from srfa.folds import Split
+from srfa.errors import InputError
+from srfa.limits import (
+    BaselineLimits,
+    ClosedLoopLimits,
+    Limits,
+    PhysicsLimits,
+    SplitLimits,
+    load_limits,
+)
 from srfa.metrics import Errors, JobError, mean_interval
 from srfa.physics_report import PhysicsReport
 from srfa.schema import TOLERATED_SHARE
-from srfa.specs import Spec
 from srfa.validation_report import FoldReport, ValidationReport
-from srfa.wording import explain
+from srfa.verdict import Finding, GateDecision, Rule, finding_of
 
-Rule = Literal[
-    "max_mape_pct",
-    "max_abs_bias_pct",
-    "max_p90_ape_pct",
-    "min_jobs",
-    "required_split",
-    "fold_failed",
-    "not_converged",
-    "speed_of_light",
-    "baseline_regression",
-    "lost_coverage",
-    "physics",
+__all__ = [
+    "BaselineLimits",
+    "ClosedLoopLimits",
+    "Finding",
+    "GateDecision",
+    "Limits",
+    "PhysicsLimits",
+    "Rule",
+    "SplitLimits",
+    "check_gate",
+    "load_limits",
 ]
-
-
-class SplitLimits(Spec):
-    """What every held-out group of one split must keep to; None is no limit.
-
-    Parameters
-    ----------
-    required
-        The verdict is no where the split is missing or impossible.
-    min_jobs
-        Held-out jobs below which a fold proves nothing.
-    """
-
-    required: bool = True
-    max_mape_pct: PositiveFloat | None = None
-    max_abs_bias_pct: PositiveFloat | None = None
-    max_p90_ape_pct: PositiveFloat | None = None
-    min_jobs: PositiveInt = 1
-
-
-class BaselineLimits(Spec):
-    """How much worse than the baseline a fold may be.
-
-    Parameters
-    ----------
-    max_regression_pct_points
-        Rise of a fold's MAPE that is tolerated, in percentage points.
-    confidence
-        Where both reports know the errors of at least two common jobs, a rise also has to be significant: the lower
-        end of this two-sided interval (paired bootstrap over jobs) lies above 0.
-    """
-
-    max_regression_pct_points: float = Field(default=1.0, ge=0)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-
-
-class PhysicsLimits(Spec):
-    """How strict the gate is on a check of physics.
-
-    Parameters
-    ----------
-    required
-        True: the check must have been made and every rule must hold. False: what is broken is told and tolerated.
-    """
-
-    required: bool = True
-
-
-class Limits(Spec):
-    """A limits file.
-
-    Parameters
-    ----------
-    physics
-        None, where the file has no such section: a check that was made must hold, one that was not is not asked for.
-    """
-
-    schema_version: Literal[1] = 1
-    splits: dict[Split, SplitLimits] = Field(min_length=1)
-    baseline: BaselineLimits = BaselineLimits()
-    physics: PhysicsLimits | None = None
-
-
-class Finding(Spec):
-    """One rule applied to one fold (or to a whole split, where ``held_out`` is empty).
-
-    A rule of physics belongs to no split; it stands in the place of the group.
-
-    Parameters
-    ----------
-    tolerated
-        It is broken and passes all the same: the limits say that it is only to be told.
-    """
-
-    rule: Rule
-    split: str
-    held_out: str
-    value: float | None
-    limit: float | None
-    passed: bool
-    sentence: str
-    tolerated: bool = False
-
-
-class GateDecision(Spec):
-    """The verdict with every rule that was looked at."""
-
-    passed: bool
-    findings: tuple[Finding, ...]
-
-    @property
-    def broken(self) -> tuple[Finding, ...]:
-        """The findings that say no."""
-        return tuple(finding for finding in self.findings if not finding.passed)
-
-    @property
-    def told(self) -> tuple[Finding, ...]:
-        """The findings to be read: those that are broken but tolerated, then those that say no."""
-        return (*(finding for finding in self.findings if finding.tolerated), *self.broken)
-
-    def require_passed(self) -> None:
-        """Do nothing where the verdict is yes.
-
-        Raises
-        ------
-        GateFailed
-            The verdict is no; the text has a sentence for every broken rule.
-        """
-        if not self.passed:
-            raise GateFailed("gate failed:\n" + "\n".join(f"  {finding.sentence}" for finding in self.broken))
 
 
 def check_gate(
@@ -156,8 +48,10 @@ def check_gate(
     *,
     physics: PhysicsReport | None = None,
     coefficients: Coefficients | None = None,
+    closed_loop: ClosedLoopReport | None = None,
+    baseline_closed_loop: ClosedLoopReport | None = None,
 ) -> GateDecision:
-    """Judge reports by limits and, where they are given, by a baseline and a check of physics.
+    """Judge reports by limits and, where they are given, by a baseline, a check of physics and a closed loop.
 
     Splits that carry no limits are judged by the rules that always hold alone.
 
@@ -165,6 +59,8 @@ def check_gate(
     ----------
     coefficients
         What is to be published; where given, the check of physics must have been made of exactly these.
+    closed_loop, baseline_closed_loop
+        The replays of measured jobs, and those of the baseline.
 
     Raises
     ------
@@ -175,31 +71,16 @@ def check_gate(
     """
     _refuse_mixed_transfer((*reports, *(baseline or ())))
     by_split = _by_split(reports)
-    _refuse_strangers(reports, physics, coefficients)
+    _refuse_strangers(reports, physics, coefficients, closed_loop)
     findings = [
         *_required(by_split, limits),
         *(finding for report in reports for finding in _sound(report)),
         *(finding for report in reports for finding in _within(report, limits.splits.get(report.split))),
         *_against(by_split, _by_split(baseline or ()), limits.baseline),
         *_physical(physics, limits.physics),
+        *closed_loop_findings(closed_loop, limits.closed_loop, baseline_closed_loop),
     ]
     return GateDecision(passed=all(finding.passed for finding in findings), findings=tuple(findings))
-
-
-def load_limits(path: Path) -> Limits:
-    """Read a limits file (YAML).
-
-    Raises
-    ------
-    LimitsError
-        The file is missing or malformed; each finding names file, line, key, value and expectation.
-    """
-    document = read_yaml(path, LimitsError)
-    try:
-        return Limits.model_validate(document.data)
-    except ValidationError as error:
-        findings = [f"{document.place(item['loc'])}: {explain(item, Limits)}" for item in error.errors()]
-        raise LimitsError("\n".join(findings)) from error
 
 
 def _by_split(reports: Iterable[ValidationReport]) -> dict[str, ValidationReport]:
@@ -222,12 +103,16 @@ def _refuse_mixed_transfer(reports: Iterable[ValidationReport]) -> None:
 
 
 def _refuse_strangers(
-    reports: Sequence[ValidationReport], physics: PhysicsReport | None, coefficients: Coefficients | None
+    reports: Sequence[ValidationReport],
+    physics: PhysicsReport | None,
+    coefficients: Coefficients | None,
+    closed_loop: ClosedLoopReport | None,
 ) -> None:
-    """Refuse a check of physics, or coefficients, of something else than the reports are about."""
+    """Refuse a check of physics, a closed loop, or coefficients, of something else than the reports are about."""
     about = {
         **({"reports": reports[0].estimator} if reports else {}),
         **({"physics": physics.estimator} if physics else {}),
+        **({"closed loop": closed_loop.estimator} if closed_loop else {}),
         **({"coefficients": coefficients.estimator} if coefficients else {}),
     }
     if len(set(about.values())) > 1:
@@ -243,7 +128,7 @@ def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator
             reason = f"{split} is required and was not validated; run 'srfa validate --split {split}'"
         else:
             reason = "" if report.folds else f"{split} is required and not possible: {report.impossible or 'no folds'}"
-        yield _finding("required_split", split, "", passed=not reason, sentence=reason or f"{split} is there")
+        yield finding_of("required_split", split, "", passed=not reason, sentence=reason or f"{split} is there")
 
 
 def _sound(report: ValidationReport) -> Iterator[Finding]:
@@ -252,12 +137,12 @@ def _sound(report: ValidationReport) -> Iterator[Finding]:
     for fold in report.folds:
         where = f"{report.split}, {fold.held_out} held out"
         if fold.failure:
-            yield _finding(
+            yield finding_of(
                 "fold_failed", report.split, fold.held_out, passed=False, sentence=f"{where}: {fold.failure}"
             )
             continue
         ended = "converged" if fold.converged else "did not converge"
-        yield _finding(
+        yield finding_of(
             "not_converged",
             report.split,
             fold.held_out,
@@ -269,7 +154,7 @@ def _sound(report: ValidationReport) -> Iterator[Finding]:
 def _obeys_light(report: ValidationReport) -> Finding:
     left_out, total = report.n_impossible_labels, report.n_steps + report.n_impossible_labels
     limit = TOLERATED_SHARE * total
-    return _finding(
+    return finding_of(
         "speed_of_light",
         report.split,
         "",
@@ -301,7 +186,7 @@ def _at_most(report: ValidationReport, fold: FoldReport, rule: Rule, value: floa
     sentence = f"{report.split}, {fold.held_out} held out: {_MEASURE[rule]} {value:.1f} % is {relation} the {against}"
     if limit is None:
         sentence = f"{report.split}, {fold.held_out} held out: {_MEASURE[rule]} {value:.1f} % (no limit)"
-    return _finding(rule, report.split, fold.held_out, value=value, limit=limit, passed=passed, sentence=sentence)
+    return finding_of(rule, report.split, fold.held_out, value=value, limit=limit, passed=passed, sentence=sentence)
 
 
 def _enough_jobs(report: ValidationReport, fold: FoldReport, errors: Errors, least: int) -> Finding:
@@ -310,7 +195,7 @@ def _enough_jobs(report: ValidationReport, fold: FoldReport, errors: Errors, lea
         f"{report.split}, {fold.held_out} held out: {errors.n_jobs} job(s), "
         f"{'enough' if passed else 'too few to prove anything'} for the limit of {least}"
     )
-    return _finding(
+    return finding_of(
         "min_jobs", report.split, fold.held_out, value=errors.n_jobs, limit=least, passed=passed, sentence=sentence
     )
 
@@ -326,7 +211,7 @@ def _against(
             new = now.get(old.held_out)
             if new is None or new.errors is None:
                 sentence = f"{split}, {old.held_out} held out: measured in the baseline, missing now"
-                yield _finding("lost_coverage", split, old.held_out, passed=False, sentence=sentence)
+                yield finding_of("lost_coverage", split, old.held_out, passed=False, sentence=sentence)
             else:
                 yield _regression(split, old, old.errors, new, new.errors, limits)
 
@@ -338,7 +223,7 @@ def _regression(
     surely = _sure_rise(old.jobs, new.jobs, limits.confidence)
     passed = rise <= limits.max_regression_pct_points or (surely is not None and surely <= 0)
     certainty = "" if surely is None else f", at least {surely:+.2f} points at {limits.confidence:.0%} confidence"
-    return _finding(
+    return finding_of(
         "baseline_regression",
         split,
         old.held_out,
@@ -358,11 +243,11 @@ def _physical(physics: PhysicsReport | None, limits: PhysicsLimits | None) -> It
     if physics is None:
         if limits is not None and limits.required:
             sentence = "physics is required and was not checked; give what 'srfa physics --out physics.json' writes"
-            yield _finding("physics", "", "", passed=False, sentence=sentence)
+            yield finding_of("physics", "", "", passed=False, sentence=sentence)
         return
     for found in physics.findings:
         excused = tolerated and not found.passed
-        finding = _finding(
+        finding = finding_of(
             "physics",
             "",
             found.rule,
@@ -381,18 +266,3 @@ def _sure_rise(old: Iterable[JobError], new: Iterable[JobError], confidence: flo
     rises = [now.mape_pct - then.mape_pct for then, now in shared]
     interval = mean_interval(rises, [now.n_steps for _, now in shared], confidence=confidence)
     return interval.low if interval else None
-
-
-def _finding(
-    rule: Rule,
-    split: str,
-    held_out: str,
-    *,
-    passed: bool,
-    sentence: str,
-    value: float | None = None,
-    limit: float | None = None,
-) -> Finding:
-    return Finding(
-        rule=rule, split=split, held_out=held_out, value=value, limit=limit, passed=passed, sentence=sentence
-    )

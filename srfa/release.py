@@ -18,8 +18,11 @@ import pyarrow.parquet as pq
 
 from srfa.blis import BlisProjection
 from srfa.catalog import Catalog
+from srfa.closed_loop_figure import CLOSED_LOOP_FIGURE, draw_closed_loop
+from srfa.closed_loop_report import CLOSED_LOOP_FILE, ClosedLoopReport, write_closed_loop
 from srfa.coefficients import Coefficients, Provenance, write_coefficients
 from srfa.export import projection_of, write_blis
+from srfa.fallback_file import FALLBACKS_FILE, Fallback, write_fallbacks
 from srfa.figures import draw_figures
 from srfa.gate import GateDecision
 from srfa.leaderboard import Leaderboard, write_leaderboard
@@ -52,6 +55,8 @@ class Material:
         What a check of physics found; None where none was made.
     leaderboard
         The estimator beside others on the same folds.
+    closed_loop, fallbacks
+        The replays of measured jobs, and what stands in for the estimator where they miss their limit.
     """
 
     coefficients: Coefficients
@@ -65,6 +70,8 @@ class Material:
     skipped: tuple[Skipped, ...] = ()
     outcomes: tuple[JobOutcome, ...] = ()
     leaderboard: Leaderboard | None = None
+    closed_loop: ClosedLoopReport | None = None
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 class Release(Spec):
@@ -88,21 +95,23 @@ class Release(Spec):
 
 def release_id(material: Material) -> str:
     """Return the release's name: equal inputs give an equal one, whenever they are published."""
-    return content_id(
-        {
-            "coefficients": material.coefficients.model_dump(mode="json"),
-            "data_sha256": material.coefficients.provenance.data_sha256,
-            "verdict": material.decision.model_dump(mode="json"),
-        }
-    )
+    content: dict[str, object] = {
+        "coefficients": material.coefficients.model_dump(mode="json"),
+        "data_sha256": material.coefficients.provenance.data_sha256,
+        "verdict": material.decision.model_dump(mode="json"),
+    }
+    if material.fallbacks:
+        content["fallbacks"] = [one.model_dump(mode="json") for one in material.fallbacks]
+    return content_id(content)
 
 
 def publish(material: Material, releases: Path) -> Release:
     """Write ``releases/<release_id>/`` and return what it says of itself; one that is there already stays untouched.
 
     The folder holds ``coefficients.json``, ``report.json`` (readable as a baseline by the gate), ``report.md`` with
-    its figures, ``verdict.json``, ``leaderboard.json``, ``physics.json``, ``held_out.parquet``, ``hardware/`` and
-    ``models/`` with the facts that were used, ``export/`` with the BLIS files, and ``provenance.json``.
+    its figures, ``verdict.json``, ``leaderboard.json``, ``physics.json``, ``closed_loop.json``, ``fallbacks.json``
+    (where there are any), ``held_out.parquet``, ``hardware/`` and ``models/`` with the facts that were used,
+    ``export/`` with the BLIS files, and ``provenance.json``.
 
     Raises
     ------
@@ -138,6 +147,8 @@ def _write(material: Material, folder: Path, name: str) -> None:
     (folder / VERDICT_FILE).write_text(material.decision.model_dump_json(indent=1) + "\n")
     if material.physics is not None:
         write_physics(material.physics, folder / PHYSICS_FILE)
+    if material.fallbacks:
+        write_fallbacks(coefficients.estimator, material.fallbacks, folder / FALLBACKS_FILE)
     _write_facts(material, folder)
     projection = projection_of(coefficients, material.observations, material.catalog, material.requests)
     gpus = [material.catalog.resolve_gpu(one) for one in _used(material, "gpu")]
@@ -169,6 +180,9 @@ def _write_report(material: Material, projection: BlisProjection, folder: Path) 
         physics=material.physics,
         leaderboard=material.leaderboard,
         leaderboard_figure=_write_leaderboard(material.leaderboard, folder),
+        closed_loop=material.closed_loop,
+        closed_loop_figure=_write_closed_loop(material.closed_loop, folder),
+        fallbacks=material.fallbacks,
     )
     (folder / "report.md").write_text(to_markdown(report_page(findings)))
 
@@ -180,6 +194,17 @@ def _write_leaderboard(board: Leaderboard | None, folder: Path) -> str:
     write_leaderboard(board, folder / LEADERBOARD_FILE)
     draw_leaderboard(board, folder / LEADERBOARD_FIGURE)
     return LEADERBOARD_FIGURE
+
+
+def _write_closed_loop(report: ClosedLoopReport | None, folder: Path) -> str:
+    """Write the closed loop, where there is one, and return the name of its picture; none without a replay."""
+    if report is None:
+        return ""
+    write_closed_loop(report, folder / CLOSED_LOOP_FILE)
+    if not report.replays:
+        return ""
+    draw_closed_loop(report, folder / CLOSED_LOOP_FIGURE)
+    return CLOSED_LOOP_FIGURE
 
 
 def _write_facts(material: Material, folder: Path) -> None:

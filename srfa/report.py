@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from math import expm1
 from typing import TYPE_CHECKING
 
+from srfa.closed_loop_page import closed_loop_sections
+from srfa.closed_loop_report import ClosedLoopReport
 from srfa.coefficients import CoefficientBlock, Coefficients, Provenance
+from srfa.fallback_file import Fallback
 from srfa.gate import GateDecision
 from srfa.grades import Intervals
 from srfa.leaderboard import Leaderboard
@@ -39,6 +42,10 @@ class Findings:
         The estimator beside others, and the name of its picture.
     physics
         What a check of physics found.
+    closed_loop, closed_loop_figure
+        The replays of measured jobs, and the name of their picture.
+    fallbacks
+        What stands in for the estimator on single configurations.
     """
 
     reports: tuple[ValidationReport, ...]
@@ -51,6 +58,9 @@ class Findings:
     physics: PhysicsReport | None = None
     leaderboard: Leaderboard | None = None
     leaderboard_figure: str = ""
+    closed_loop: ClosedLoopReport | None = None
+    closed_loop_figure: str = ""
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 def report_page(findings: Findings) -> Page:
@@ -119,8 +129,7 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield _verdict(findings.decision)
     for report in findings.reports:
         yield _folds(report)
-    if findings.leaderboard:
-        yield from leaderboard_sections(findings.leaderboard, findings.leaderboard_figure)
+    yield from _replays_and_ranks(findings)
     for report in findings.reports:
         if report.folds:
             yield _partitions(report)
@@ -141,6 +150,13 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield Section(figure.removesuffix(".png").capitalize(), figure=figure)
     if findings.coefficients:
         yield _provenance(findings.coefficients.provenance)
+
+
+def _replays_and_ranks(findings: Findings) -> Iterator[Section]:
+    if findings.closed_loop:
+        yield from closed_loop_sections(findings.closed_loop, findings.closed_loop_figure, findings.fallbacks)
+    if findings.leaderboard:
+        yield from leaderboard_sections(findings.leaderboard, findings.leaderboard_figure)
 
 
 def _verdict(decision: GateDecision) -> Section:

@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from srfa.closed_loop_figure import CLOSED_LOOP_FIGURE, draw_closed_loop
+from srfa.closed_loop_report import CLOSED_LOOP_FILE, ClosedLoopReport, read_closed_loop
 from srfa.coefficients import read_coefficients
 from srfa.errors import InputError
+from srfa.fallback_file import read_fallbacks
 from srfa.figures import draw_figures
 from srfa.files import require_writable, write_text
 from srfa.gate import GateDecision
@@ -26,8 +29,8 @@ from srfa.validation_report import read_reports
 def write_report(folder: Path, out: Path) -> None:
     """Write a report of ``folder`` as ``out``: one self-contained ``.html``, or ``.md`` with its figures beside it.
 
-    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``leaderboard.json``, ``physics.json`` and
-    ``held_out.parquet`` add what they hold.
+    ``report.json`` must be there; ``coefficients.json``, ``verdict.json``, ``leaderboard.json``, ``physics.json``,
+    ``closed_loop.json``, ``fallbacks.json`` and ``held_out.parquet`` add what they hold.
 
     Raises
     ------
@@ -48,6 +51,7 @@ def write_report(folder: Path, out: Path) -> None:
 def _page(folder: Path, pictures: Path) -> Page:
     coefficients, verdict, physics = folder / COEFFICIENTS_FILE, folder / VERDICT_FILE, folder / PHYSICS_FILE
     board = read_leaderboard(folder / LEADERBOARD_FILE) if (folder / LEADERBOARD_FILE).exists() else None
+    loop = read_closed_loop(folder / CLOSED_LOOP_FILE) if (folder / CLOSED_LOOP_FILE).exists() else None
     return report_page(
         Findings(
             reports=read_reports(folder / REPORT_FILE),
@@ -57,6 +61,9 @@ def _page(folder: Path, pictures: Path) -> Page:
             physics=read_physics(physics) if physics.exists() else None,
             leaderboard=board,
             leaderboard_figure=_leaderboard_figure(board, pictures),
+            closed_loop=loop,
+            closed_loop_figure=_closed_loop_figure(loop, pictures),
+            fallbacks=read_fallbacks(folder),
         )
     )
 
@@ -66,6 +73,13 @@ def _leaderboard_figure(board: Leaderboard | None, pictures: Path) -> str:
         return ""
     draw_leaderboard(board, pictures / LEADERBOARD_FIGURE)
     return LEADERBOARD_FIGURE
+
+
+def _closed_loop_figure(report: ClosedLoopReport | None, pictures: Path) -> str:
+    if report is None or not report.replays:
+        return ""
+    draw_closed_loop(report, pictures / CLOSED_LOOP_FIGURE)
+    return CLOSED_LOOP_FIGURE
 
 
 def _decision(path: Path) -> GateDecision:

@@ -99,11 +99,28 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """What a task gives back; ``scored`` is None where the fold failed."""
+    """What a task gives back; ``scored`` and ``coefficients`` are None where the fold failed."""
 
     fold: Fold
     report: FoldReport
     scored: Scored | None
+    coefficients: Coefficients | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFit:
+    """What a fold learned without its held-out group.
+
+    Parameters
+    ----------
+    job_ids
+        The jobs it never saw a step of, sorted.
+    """
+
+    held_out: str
+    n_train_steps: int
+    job_ids: tuple[str, ...]
+    coefficients: Coefficients
 
 
 def trials_of(
@@ -173,6 +190,18 @@ def run_trials(trials: Sequence[Trial], n_jobs: int, progress: Progress) -> list
     return [[next(ordered) for _ in trial.folds] for trial in trials]
 
 
+def fold_fits(trial: Trial, results: Sequence[FoldResult]) -> tuple[FoldFit, ...]:
+    """Return what each fold of a trial that succeeded has learned; a job with steps on both sides was seen."""
+    found = []
+    for result in results:
+        if result.coefficients:
+            held_out = np.unique(trial.steps.job_ids[result.fold.test])
+            unseen = np.setdiff1d(held_out, trial.steps.job_ids[result.fold.train])
+            job_ids = tuple(str(job_id) for job_id in unseen)
+            found.append(FoldFit(result.fold.held_out, len(result.fold.train), job_ids, result.coefficients))
+    return tuple(found)
+
+
 def _each_result(tasks: Iterator[tuple[int, Task]], n_workers: int) -> Iterator[tuple[int, FoldResult]]:
     """Yield each numbered task's result as soon as it is known, in any order."""
     if n_workers < 2:
@@ -188,7 +217,8 @@ def _run_fold(number: int, task: Task) -> tuple[int, FoldResult]:
     with threadpool_limits(limits=1):
         coefficients, predicted_us, failure = _fitted(task)
     scored = None if failure else Scored(task.test_steps.measured_us, predicted_us, task.test_steps.job_ids)
-    return number, FoldResult(task.fold, _fold_report(task, coefficients, scored, failure), scored)
+    report = _fold_report(task, coefficients, scored, failure)
+    return number, FoldResult(task.fold, report, scored, coefficients if scored else None)
 
 
 def _fitted(task: Task) -> tuple[Coefficients | None, FloatArray, str]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -19,7 +19,7 @@ from srfa.estimators.protocol import Estimator
 from srfa.folds import SPLITS, Fold, Split, split_folds, split_named, why_impossible
 from srfa.metrics import Errors, Scored, errors
 from srfa.observations import Observations
-from srfa.trials import FoldResult, Progress, Trial, run_trials, silent, trials_of
+from srfa.trials import FoldFit, FoldResult, Progress, Trial, fold_fits, run_trials, silent, trials_of
 from srfa.validation_report import (
     FoldReport,
     Partition,
@@ -33,6 +33,7 @@ __all__ = [
     "SPLITS",
     "CrossPrediction",
     "Fold",
+    "FoldFit",
     "FoldReport",
     "Partition",
     "Progress",
@@ -59,15 +60,18 @@ class CrossPrediction:
     held_out
         One row a held-out step: split, held_out, job_id, gpu, model, workload, phase, step_time_us,
         predicted_step_time_us, and the estimator's features as ``block.name``.
+    fits
+        What each fold that succeeded has learned.
     """
 
     report: ValidationReport
     held_out: pa.Table
+    fits: tuple[FoldFit, ...] = ()
 
     def with_provenance(self, provenance: Provenance) -> CrossPrediction:
         """Return this with a report that says where its data came from."""
         origin = {"provenance": provenance, "transfer": provenance.transfer}
-        return CrossPrediction(self.report.model_copy(update=origin), self.held_out)
+        return replace(self, report=self.report.model_copy(update=origin))
 
 
 def cross_validate(
@@ -117,10 +121,10 @@ def cross_predict(
     n_jobs: int = 1,
     progress: Progress | None = None,
 ) -> CrossPrediction:
-    """Do what :func:`cross_validate` does and keep every held-out prediction, for figures."""
+    """Do what :func:`cross_validate` does; keep every held-out prediction for figures, every fold's fit for replays."""
     (trial,) = trials_of((estimator,), observations, catalog, (split,), config)
     (results,) = run_trials([trial], n_jobs, progress or silent)
-    return CrossPrediction(_report(trial, results), _held_out_table(trial, results))
+    return CrossPrediction(_report(trial, results), _held_out_table(trial, results), fold_fits(trial, results))
 
 
 def cross_validate_all(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import typer
 
 from srfa import present
+from srfa.closed_loop_report import read_closed_loop, read_closed_loop_beside
 from srfa.coefficients import read_coefficients
 from srfa.errors import NothingMeasuredError
 from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
@@ -134,8 +135,11 @@ def gate(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of 'srfa validate'.")],
     *,
     limits: Annotated[Path, typer.Option(help="The limits (YAML).")] = Path("gate.yaml"),
-    baseline: Annotated[Path | None, typer.Option(help="report.json to be no worse than.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="report.json to be no worse than, and the closed_loop.json beside it.")
+    ] = None,
     physics_file: Annotated[Path | None, typer.Option("--physics", help="physics.json of 'srfa physics'.")] = None,
+    closed_loop: Annotated[Path | None, typer.Option(help="closed_loop.json of 'srfa replay'.")] = None,
     coefficients: Annotated[
         Path | None, typer.Option(help="coefficients.json that the reports and the physics must be of.")
     ] = None,
@@ -143,7 +147,7 @@ def gate(
 ) -> None:
     """Judge a validation by limits and a baseline; the exit code is the verdict.
 
-    Example: srfa gate report.json --physics physics.json --baseline champion.json --limits gate.yaml
+    Example: srfa gate report.json --physics physics.json --closed-loop closed_loop.json --limits gate.yaml
     """
     decision = check_gate(
         read_reports(report),
@@ -151,6 +155,8 @@ def gate(
         read_reports(baseline) if baseline else None,
         physics=read_physics(physics_file) if physics_file else None,
         coefficients=read_coefficients(coefficients) if coefficients else None,
+        closed_loop=read_closed_loop(closed_loop) if closed_loop else None,
+        baseline_closed_loop=read_closed_loop_beside(baseline) if baseline else None,
     )
     if common.as_json:
         present.show_json(decision)

@@ -18,12 +18,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from srfa.catalog import Catalog
+from srfa.closed_loop_page import headline
 from srfa.coefficients import Coefficients, FitConfig
 from srfa.errors import EngineError, FitError, SrfaError, StoreError
 from srfa.folds import Split
-from srfa.gate import GateDecision
+from srfa.gate import GateDecision, Limits
 from srfa.release import RELEASE_FILE, Release
 from srfa.report import FOLD_HEADS, fold_rows
+from srfa.run_tables import Tables
 from srfa.specs import EngineGroup, JobOutcome, Skipped
 from srfa.validate import CrossPrediction
 from srfa.validation_report import ValidationReport
@@ -56,6 +58,8 @@ def _store_error(task: Task[..., object], run: TaskRun, state: State[object]) ->
 
 
 _RETRIES: Final = 3
+_TOLD: Final = 10
+"""Lines that the progress of replays takes in a log."""
 _DELAYS_S: Final[list[float]] = [5, 20, 60]
 
 
@@ -129,7 +133,7 @@ def ingest_run(
 def load_run(store: TraceStore, run_id: str, jobs: Sequence[JobData], catalog: Catalog) -> training.Dataset:
     """Return what a fit learns from; only jobs that passed their data gates are in it."""
     ids = [data.outcome.job_id for data in jobs if data.outcome.status == "measured"]
-    tables = training.Tables(*(stored_tables(store, name, run_id, ids) for name in ("jobs", "steps", "requests")))
+    tables = Tables(*(stored_tables(store, name, run_id, ids) for name in ("jobs", "steps", "requests")))
     key = observations_key(run_id)
     hashes = {key: hashlib.sha256(store.get(key)).hexdigest()}
     return training.possible_dataset(training.Dataset(stored_observations(store, run_id), catalog, hashes, tables))
@@ -169,6 +173,26 @@ def compare(candidate: training.Candidate, dataset: training.Dataset) -> trainin
     for row in compared.leaderboard.overall if compared.leaderboard else ():
         run_log().info("%s: mean rank %.1f on %d splits", row.estimator, row.mean_rank, row.n_splits)
     return compared
+
+
+@task(name="closed-loop", cache_policy=NO_CACHE)
+def replay_jobs(candidate: training.Candidate, dataset: training.Dataset, limits: Limits) -> training.Candidate:
+    """Replay every measured job through the simulator, and search what stands in where the limit is missed."""
+    log = run_log()
+
+    def told(done: int, total: int) -> None:
+        if done == total or done * _TOLD // total > (done - 1) * _TOLD // total:
+            log.info("replayed %d of %d", done, total)
+
+    replayed = training.with_closed_loop(candidate, dataset, progress=told)
+    if replayed.closed_loop is not None:
+        log.info("closed loop: %s", headline(replayed.closed_loop))
+        for lost in replayed.closed_loop.lost:
+            log.warning("job %s was not replayed: %s", lost.job_id, lost.reason)
+    searched = training.with_fallbacks(replayed, dataset, limits)
+    for one in (*(found.sentence for found in searched.fallbacks.fallbacks), *searched.fallbacks.declined):
+        log.warning("fallback: %s", one)
+    return searched
 
 
 @task(name="check-physics", cache_policy=NO_CACHE)

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
-
 from srfa.catalog import Catalog
+from srfa.closed_loop import NO_TABLES, replay_validations
+from srfa.closed_loop_report import ClosedLoopReport
 from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.compare import compare_with_yardsticks
 from srfa.domain import training_domain
 from srfa.estimators import estimator_named
+from srfa.fallbacks import FallbackSearch, search_fallbacks
 from srfa.fit.outside import fit_outside
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
 from srfa.intervals import intervals_of
 from srfa.leaderboard import Leaderboard
+from srfa.measurements import Measurements
 from srfa.observations import Observations, load_observations
 from srfa.physics import check_physics
 from srfa.physics_report import PhysicsReport
 from srfa.provenance import file_hashes, provenance_of
 from srfa.release import Material, Release, publish
 from srfa.requests import request_observations
+from srfa.run_tables import Tables
 from srfa.specs import JobOutcome, Skipped
 from srfa.speed_of_light import possible_steps
+from srfa.trials import Progress, silent
 from srfa.validate import CrossPrediction, cross_predict, fold_summaries
 from srfa.validation_report import ValidationReport
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The kept tables of a run, for the models of what happens outside the steps."""
-
-    jobs: pa.Table
-    steps: pa.Table
-    requests: pa.Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +61,18 @@ class Candidate:
 
     Parameters
     ----------
-    physics, leaderboard
-        None before physics was checked, and before the candidate was compared.
+    physics, leaderboard, closed_loop
+        None before physics was checked, the candidate was compared, and measured jobs were replayed.
+    fallbacks
+        What stands in where the replays miss their limit, and where nothing does.
     """
 
     coefficients: Coefficients
     validations: tuple[CrossPrediction, ...]
     physics: PhysicsReport | None = None
     leaderboard: Leaderboard | None = None
+    closed_loop: ClosedLoopReport | None = None
+    fallbacks: FallbackSearch = field(default_factory=FallbackSearch)
 
     @property
     def reports(self) -> tuple[ValidationReport, ...]:
@@ -179,10 +178,38 @@ def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
     return replace(candidate, leaderboard=board)
 
 
+def with_closed_loop(candidate: Candidate, dataset: Dataset, *, progress: Progress = silent) -> Candidate:
+    """Replay every measured job on the folds that never saw it; without the tables of a run the report says so."""
+    if dataset.tables is None:
+        left_out = ClosedLoopReport(estimator=candidate.coefficients.estimator, impossible=NO_TABLES)
+        return replace(candidate, closed_loop=left_out)
+    measurements = _measurements(candidate, dataset, dataset.tables)
+    return replace(candidate, closed_loop=replay_validations(candidate.validations, measurements, progress=progress))
+
+
+def with_fallbacks(candidate: Candidate, dataset: Dataset, limits: Limits) -> Candidate:
+    """Search what stands in for the estimator where the closed loop's limit of E2E is missed; none without a limit."""
+    limit_pct = limits.closed_loop.max_median_e2e_pct if limits.closed_loop else None
+    if candidate.closed_loop is None or dataset.tables is None or limit_pct is None:
+        return candidate
+    measurements = _measurements(candidate, dataset, dataset.tables)
+    search = search_fallbacks(candidate.closed_loop, measurements, limit_pct=limit_pct)
+    return replace(candidate, fallbacks=search)
+
+
+def _measurements(candidate: Candidate, dataset: Dataset, tables: Tables) -> Measurements:
+    return Measurements(dataset.observations, tables, dataset.catalog, candidate.coefficients.config)
+
+
 def judge(candidate: Candidate, limits: Limits, baseline: Sequence[ValidationReport] | None = None) -> GateDecision:
-    """Return the verdict on the candidate's reports and on what was found of its physics."""
+    """Return the verdict on the candidate's reports, its physics and its closed loop."""
     return check_gate(
-        candidate.reports, limits, baseline, physics=candidate.physics, coefficients=candidate.coefficients
+        candidate.reports,
+        limits,
+        baseline,
+        physics=candidate.physics,
+        coefficients=candidate.coefficients,
+        closed_loop=candidate.closed_loop,
     )
 
 
@@ -209,5 +236,7 @@ def write_release(
         skipped=skipped,
         outcomes=outcomes,
         leaderboard=candidate.leaderboard,
+        closed_loop=candidate.closed_loop,
+        fallbacks=candidate.fallbacks.fallbacks,
     )
     return publish(material, releases)

@@ -9,9 +9,12 @@ import pytest
 
 from srfa import release as module
 from srfa.catalog import load_catalog
+from srfa.closed_loop_report import ClosedLoopReport, NotReplayed, read_closed_loop
+from srfa.closed_loop_summary import closed_loop_report
 from srfa.coefficients import FitConfig, read_coefficients
 from srfa.estimators import estimator_named
 from srfa.export import check_blis
+from srfa.fallback_file import Fallback, read_fallbacks
 from srfa.figures import draw_figures
 from srfa.gate import Limits, check_gate
 from srfa.leaderboard import read_leaderboard
@@ -23,6 +26,7 @@ from srfa.report_folder import write_report
 from srfa.standings import leaderboard_of
 from srfa.validate import cross_predict, cross_validate, read_reports
 from tests.planted import LinearEstimator
+from tests.replays import replay
 
 LIMITS = Limits.model_validate({"splits": {"leave-one-gpu-out": {"max_mape_pct": 1000}}})
 
@@ -183,3 +187,44 @@ def test_a_check_of_physics_is_kept_in_the_release_and_told_in_its_report(materi
     assert "monotone_in_model_size" in (tmp_path / release.release_id / "report.md").read_text()
     write_report(tmp_path / release.release_id, tmp_path / "report.html")
     assert "monotone_in_model_size" in (tmp_path / "report.html").read_text()
+
+
+def fallback_of(material):
+    return Fallback(
+        configuration="m on g, tp1 ep1 dp1, bfloat16",
+        sentence="m on g: median E2E error 30.0 % is above the limit 10 %; its own black box has 2.0 %",
+        job_ids=("a", "b"),
+        estimator_e2e_pct=30.0,
+        held_out_e2e_pct=2.0,
+        in_sample_e2e_pct=1.5,
+        coefficients=material.coefficients,
+    )
+
+
+def test_a_closed_loop_is_kept_in_the_release_and_told_in_its_report(material, tmp_path):
+    lost = NotReplayed(job_id="z", reason="no finished request")
+    loop = closed_loop_report("roofline", [replay("a", e2e=30.0), replay("b")], [lost])
+    kept = replace(material, closed_loop=loop, fallbacks=(fallback_of(material),))
+    folder = tmp_path / publish(kept, tmp_path).release_id
+    assert read_closed_loop(folder / "closed_loop.json") == loop
+    assert read_fallbacks(folder) == kept.fallbacks
+    assert {"closed_loop.json", "closed_loop.png", "fallbacks.json"} <= set(read_release(folder).files)
+    write_report(folder, tmp_path / "report.html")
+    for text in ((folder / "report.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert "2 jobs replayed on coefficients that never saw them: median error of E2E 15.0 %" in text
+        assert "z: no finished request" in text
+        assert "its own black box has 2.0 %" in text
+        assert text.index("Folds: leave-one-gpu-out") < text.index("Closed loop") < text.index("Coefficients of")
+
+
+def test_other_fallbacks_are_another_release_and_none_leave_its_name(material):
+    assert release_id(replace(material, fallbacks=(fallback_of(material),))) != release_id(material)
+    assert release_id(replace(material, closed_loop=ClosedLoopReport(estimator="roofline"))) == release_id(material)
+
+
+def test_a_closed_loop_that_was_not_possible_is_said_without_a_picture(material, tmp_path):
+    loop = ClosedLoopReport(estimator="roofline", impossible="the observations came without tables")
+    folder = tmp_path / publish(replace(material, closed_loop=loop), tmp_path).release_id
+    assert "Not possible: the observations came without tables." in (folder / "report.md").read_text()
+    assert not (folder / "closed_loop.png").exists()
+    assert not (folder / "fallbacks.json").exists()

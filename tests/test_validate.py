@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from srfa.coefficients import FitConfig
@@ -190,3 +191,33 @@ def test_a_missing_report_is_refused_with_the_verb_that_makes_one(tmp_path):
 def test_summaries_hold_every_fold_that_succeeded(planted, shipped):
     report = cross_validate(LinearEstimator(), planted, shipped, split="leave-one-gpu-out", config=CONFIG)
     assert [(one.held_out, one.n_steps) for one in fold_summaries(report)] == [(gpu, 108) for gpu in GPUS]
+
+
+def test_each_folds_fit_is_the_one_that_made_its_held_out_predictions(shipped):
+    linear, noisy = LinearEstimator(), planted_observations(noise=0.05)
+    kept = cross_predict(linear, noisy, shipped, split="leave-one-workload-out", config=CONFIG)
+    features, jobs = linear.features(noisy, shipped), np.array(noisy.job_ids)
+    predicted = np.array(kept.held_out["predicted_step_time_us"])
+    assert [fit.held_out for fit in kept.fits] == [fold.held_out for fold in kept.report.folds]
+    for fit in kept.fits:
+        again = linear.predict(fit.coefficients, features.take(np.flatnonzero(np.isin(jobs, fit.job_ids))))
+        assert np.array_equal(again, predicted[np.isin(kept.held_out["job_id"], fit.job_ids)])
+        assert fit.n_train_steps + len(again) == noisy.n_steps
+
+
+def test_a_fold_that_fails_has_no_fit(planted, shipped):
+    kept = cross_predict(LinearEstimator(fits=False), planted, shipped, split="time", config=CONFIG)
+    assert kept.fits == ()
+
+
+def test_a_job_with_steps_on_both_sides_is_not_among_the_unseen(planted, shipped):
+    table = planted.table
+    one_id = pa.array(
+        [
+            "imported" if w == "decode" else j
+            for w, j in zip(table["workload"].to_pylist(), table["job_id"].to_pylist(), strict=True)
+        ]
+    )
+    imported = from_table(table.set_column(table.column_names.index("job_id"), "job_id", one_id))
+    kept = cross_predict(LinearEstimator(), imported, shipped, split="leave-one-gpu-out", config=CONFIG)
+    assert all(fit.job_ids and "imported" not in fit.job_ids for fit in kept.fits)

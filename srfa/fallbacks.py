@@ -1,0 +1,128 @@
+"""A black box for each configuration on which an estimator misses the closed loop's limit, where it does better."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from srfa.closed_loop import Learned, learned_by_folds, replay_learned
+from srfa.closed_loop_report import ClosedLoopReport, Replay, nearest
+from srfa.coefficients import Coefficients
+from srfa.errors import FitError
+from srfa.estimators import estimator_named
+from srfa.fallback_file import Fallback
+from srfa.folds import Split, why_impossible
+from srfa.measurements import Measurements
+from srfa.observations import Observations
+from srfa.provenance import provenance_of
+from srfa.validate import cross_predict
+
+_BLACKBOX = "blackbox"
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackSearch:
+    """What was found for the configurations above the limit.
+
+    Parameters
+    ----------
+    declined
+        One sentence a configuration above the limit that gets no fallback.
+    """
+
+    fallbacks: tuple[Fallback, ...] = ()
+    declined: tuple[str, ...] = ()
+
+
+def search_fallbacks(report: ClosedLoopReport, measurements: Measurements, *, limit_pct: float) -> FallbackSearch:
+    """Fit a black box to each configuration whose median E2E error is above the limit; keep it where it is better.
+
+    Better means a lower median error: of its own held-out replays where the configuration has two jobs or more, else of
+    a replay in sample that also keeps to the limit.
+    """
+    if report.estimator == _BLACKBOX:
+        return FallbackSearch()
+    outcomes = [
+        _fallback(configuration, replays, error_pct, measurements, limit_pct)
+        for configuration, replays in _by_configuration(report).items()
+        if (error_pct := _median_e2e_pct(replays)) is not None and error_pct > limit_pct
+    ]
+    return FallbackSearch(
+        tuple(one for one in outcomes if isinstance(one, Fallback)),
+        tuple(one for one in outcomes if isinstance(one, str)),
+    )
+
+
+def _by_configuration(report: ClosedLoopReport) -> dict[str, list[Replay]]:
+    found: dict[str, list[Replay]] = defaultdict(list)
+    for replay in nearest(report.replays):
+        found[replay.configuration].append(replay)
+    return dict(sorted(found.items()))
+
+
+def _median_e2e_pct(replays: Sequence[Replay]) -> float | None:
+    errors = [abs(error) for one in replays if (error := one.error_pct("e2e")) is not None]
+    return float(np.median(errors)) if errors else None
+
+
+def _fallback(
+    configuration: str, replays: Sequence[Replay], error_pct: float, measurements: Measurements, limit_pct: float
+) -> Fallback | str:
+    """Return the fallback of one configuration, or why there is none."""
+    job_ids, missed = tuple(one.job_id for one in replays), f"{configuration}: median E2E error {error_pct:.1f} %"
+    missed += f" is above the limit {limit_pct:g} %"
+    steps = _steps_of(job_ids, measurements.observations)
+    try:
+        coefficients = _fit(steps, measurements)
+    except FitError as error:
+        return f"{missed}, and a black box cannot be fitted: {error}"
+    in_sample_pct = _in_sample_e2e_pct(coefficients, job_ids, measurements)
+    held_out_pct = _held_out_e2e_pct(steps, measurements)
+    has_one_job = len(job_ids) == 1
+    own_pct = in_sample_pct if has_one_job else held_out_pct
+    how = "in sample, of its one job" if has_one_job else f"on held-out jobs ({len(job_ids)} jobs)"
+    if own_pct is None or in_sample_pct is None:
+        return f"{missed}, and its black box could not be replayed"
+    if own_pct >= error_pct or (has_one_job and own_pct > limit_pct):
+        return f"{missed}, and its black box is no better: {own_pct:.1f} % {how}"
+    return Fallback(
+        configuration=configuration,
+        sentence=f"{missed}; its own black box has {own_pct:.1f} % {how}",
+        job_ids=job_ids,
+        estimator_e2e_pct=error_pct,
+        held_out_e2e_pct=held_out_pct,
+        in_sample_e2e_pct=in_sample_pct,
+        coefficients=coefficients,
+    )
+
+
+def _steps_of(job_ids: Sequence[str], observations: Observations) -> Observations:
+    return observations.take(np.flatnonzero(np.isin(np.array(observations.job_ids), job_ids)))
+
+
+def _fit(steps: Observations, measurements: Measurements) -> Coefficients:
+    blackbox = estimator_named(_BLACKBOX)
+    fitted = blackbox.fit(blackbox.features(steps, measurements.catalog), measurements.config)
+    return fitted.model_copy(update={"provenance": provenance_of(steps, {})})
+
+
+def _in_sample_e2e_pct(
+    coefficients: Coefficients, job_ids: tuple[str, ...], measurements: Measurements
+) -> float | None:
+    learned = Learned("", "", coefficients.provenance.n_steps, job_ids, coefficients, {}, seen=True)
+    return _median_e2e_pct(replay_learned(_BLACKBOX, [learned], measurements).replays)
+
+
+def _held_out_e2e_pct(steps: Observations, measurements: Measurements) -> float | None:
+    """Replay each job on a fit to the others; None where there is one job, or a replay fails."""
+    split: Split = "leave-one-job-out"
+    if why_impossible(steps, measurements.catalog, split):
+        return None
+    validation = cross_predict(
+        estimator_named(_BLACKBOX), steps, measurements.catalog, split=split, config=measurements.config
+    )
+    report = replay_learned(_BLACKBOX, list(learned_by_folds(validation)), measurements)
+    return _median_e2e_pct(report.replays)

@@ -1,0 +1,113 @@
+"""Measured jobs with their requests, and what a fit of the time outside the steps may learn from the other jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srfa.catalog import Catalog
+from srfa.coefficients import CoefficientBlock, FitConfig
+from srfa.errors import FitError
+from srfa.estimators.blackbox import configuration_name
+from srfa.fit.outside import fit_outside
+from srfa.observations import Configuration, Observations, configuration_of
+from srfa.requests import RequestObservations, request_observations
+from srfa.run_tables import Tables
+
+Blocks = Mapping[str, CoefficientBlock]
+
+_NOT_OF_THE_CELL = frozenset({"job_id", "run_id", "environment", "mono_to_epoch_ns", "num_gpu_blocks"})
+"""Columns of the jobs table in which repeats of a cell may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredJob:
+    """One job as it was measured.
+
+    Parameters
+    ----------
+    row
+        Its row of the jobs table.
+    configuration
+        With the names of the catalogue.
+    steps
+        Its rows of the steps table, those with tokens.
+    """
+
+    row: Mapping[str, object]
+    configuration: Configuration
+    requests: pa.Table
+    steps: pa.Table
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return str(self.row["job_id"])
+
+    @property
+    def workload(self) -> str:
+        """The name of its load."""
+        return str(self.row.get("workload") or "")
+
+    @property
+    def place(self) -> str:
+        """Configuration and workload in words."""
+        return f"{configuration_name(self.configuration)}, {self.workload or '(unnamed)'}"
+
+    @property
+    def cell(self) -> str:
+        """What repeats of the job have in common, as text."""
+        return repr(sorted((name, value) for name, value in self.row.items() if name not in _NOT_OF_THE_CELL))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All measured jobs, and what a fit may learn from some of them."""
+
+    observations: Observations
+    tables: Tables
+    catalog: Catalog
+    config: FitConfig
+
+    @cached_property
+    def jobs(self) -> dict[str, MeasuredJob]:
+        """Every job of the tables, by its id, in the order of the ids."""
+        return {job_id: self._job(tables) for job_id, tables in self.tables.by_job().items()}
+
+    @cached_property
+    def _requests(self) -> RequestObservations:
+        return request_observations(self.tables.requests, self.tables.jobs, self.tables.steps, self.catalog)
+
+    def outside_without(self, job_ids: Collection[str]) -> Blocks:
+        """Fit what lies outside the steps to all other jobs.
+
+        Raises
+        ------
+        FitError
+            There are none, or they hold too few requests.
+        """
+        others = sorted(set(self.jobs) - set(job_ids))
+        rows = np.flatnonzero(np.isin(np.array(self.observations.job_ids), others))
+        if not rows.size:
+            raise FitError("no other job is there to learn from what lies outside the steps")
+        tables = self.tables.of_jobs(others)
+        return fit_outside(
+            self._requests.of_jobs(others),
+            self.config,
+            steps=tables.steps,
+            jobs=tables.jobs,
+            observations=self.observations.take(rows),
+        )
+
+    def _job(self, tables: Tables) -> MeasuredJob:
+        (row,) = tables.jobs.to_pylist()
+        found = configuration_of(row)
+        model, gpu = self.catalog.resolve_model(found.model).name, self.catalog.resolve_gpu(found.gpu).name
+        worked = pc.greater(pc.add(tables.steps["prefill_tokens"], tables.steps["decode_tokens"]), 0)
+        named = replace(found, model=model, gpu=gpu)
+        return MeasuredJob(row, named, tables.requests, tables.steps.filter(worked))
