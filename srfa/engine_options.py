@@ -38,7 +38,8 @@ def _option(name: str) -> inspect.Parameter:
     kind = _kind(EngineArgs.model_fields[name].annotation)
     flag = f"--{name.replace('_', '-')}"
     names = f"{flag}/--no-{flag.removeprefix('--')}" if kind is bool else flag
-    annotation = Annotated[kind | None, typer.Option(names, show_default=False, rich_help_panel=_PANEL)]
+    # A union and an annotation made at run time: a type checker cannot look into them.
+    annotation: Any = Annotated.__class_getitem__((kind | None, typer.Option(names, show_default=False)))
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

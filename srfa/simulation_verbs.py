@@ -181,11 +181,9 @@ def _answer(questions: Sequence[Question], *, rates: str, slo: str, n_jobs: int)
     from srfa.what_if_sweep import answered  # noqa: PLC0415 - see above
 
     objectives, first = parse_objectives(slo), questions[0]
-    if rates or objectives:
-        chosen = () if rates in ("", "auto") else parse_rates(rates)
-        ask = partial(capacity_curve, rates=chosen, objectives=objectives)
-    else:
-        ask = as_given
+    chosen = () if rates in ("", "auto") else parse_rates(rates)
+    searched = partial(capacity_curve, rates=chosen, objectives=objectives)
+    ask = searched if rates or objectives else partial(as_given)
     with present.progress("simulate") as advance:
         curves, refused = answered(questions, ask, n_jobs=n_jobs, progress=advance)
     return WhatIf(

@@ -222,12 +222,8 @@ def capacity_curve(
     rig = Rig.of(question)
     saturation = saturation_rate(rig) if not rates or objectives else None
     shown = set(rates) or {_three_digits(share * (saturation or 0.0)) for share in CURVE_SHARES}
-    kept = None
-    if objectives and saturation is not None:
-        kept = kept_rate(rig, objectives, saturation)
     points = tuple(rig.point(rate, objectives) for rate in sorted(shown) if rate > 0)
-    if kept is not None:
-        kept = _with_ends(rig, objectives, kept, points)
+    kept = _kept(rig, objectives, saturation, points) if objectives and saturation else None
     return _curve(rig, points, saturation, kept)
 
 
@@ -300,10 +296,11 @@ def _curve(rig: Rig, points: tuple[RatePoint, ...], saturation: float | None, ke
     )
 
 
-def _with_ends(rig: Rig, objectives: Sequence[Objective], rate: float, points: Sequence[RatePoint]) -> KeptRate:
-    """Add the rates that keep the objectives where every step is at an end of its interval."""
+def _kept(rig: Rig, objectives: Sequence[Objective], start: float, points: Sequence[RatePoint]) -> KeptRate:
+    """Search the rate that keeps the objectives, and the same where every step is at an end of its interval."""
+    rate = kept_rate(rig, objectives, start)
     widest = max((point.reach for point in points), key=lambda reach: reach.slower or 0.0, default=None)
-    if widest is None or widest.slower is None or widest.faster is None or rate <= 0:
+    if rate <= 0 or widest is None or widest.slower is None or widest.faster is None:
         return KeptRate(rate=rate)
     slowest, fastest = (kept_rate(rig, objectives, rate, slowed=end) for end in (widest.slower, widest.faster))
     return KeptRate(rate=rate, slowest=slowest, fastest=fastest)

@@ -93,10 +93,10 @@ def _answer(number: int, question: Question, ask: Ask) -> tuple[int, CapacityCur
 
 def _with_knobs(deployment: Deployment, values: dict[str, str]) -> Deployment:
     places = {name: values[name] for name in _VARIED if name in values}
-    arguments = {name: value for name, value in values.items() if name not in _VARIED}
+    arguments: dict[str, object] = {name: value for name, value in values.items() if name not in _VARIED}
     try:
         engine = EngineArgs.model_validate(deployment.engine.model_dump() | arguments)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"--sweep: {first['loc'][0]}={first['input']!r}: {first['msg']}") from error
-    return deployment.model_copy(update={**places, "engine": engine})
+    return Deployment.model_validate({**deployment.model_dump(), **places, "engine": engine})

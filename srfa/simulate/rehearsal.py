@@ -122,7 +122,7 @@ def _simulated(
 def _engine_document(job: BenchmarkJob, run: TracedRun, window: Window) -> dict[str, object]:
     return {
         "schema_version": 1,
-        "job": job.model_dump(mode="json"),
+        "job": json.loads(job.model_dump_json()),
         "command": [],
         "requested": _given(job.engine),
         "resolved": run.engine.model_dump(mode="json"),
@@ -155,7 +155,7 @@ def _manifest(
         "schema_version": 1,
         "run_id": run_id,
         "job_id": job.job_id,
-        "job": job.model_dump(mode="json"),
+        "job": json.loads(job.model_dump_json()),
         "outcome": outcome.model_dump(mode="json"),
         "window": window.model_dump(mode="json"),
         "files": described,
