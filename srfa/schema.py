@@ -41,12 +41,16 @@ JOBS: Final = _schema(
     moe_routing=pa.string(),
     moe_kernel=pa.string(),
     workload=pa.string(),
+    max_concurrency=pa.int64(),
     max_model_len=pa.int64(),
     max_num_seqs=pa.int64(),
     max_num_batched_tokens=pa.int64(),
     block_size=pa.int64(),
     enable_chunked_prefill=pa.bool_(),
     enable_prefix_caching=pa.bool_(),
+    scheduling_policy=pa.string(),
+    long_prefill_token_threshold=pa.int64(),
+    watermark=pa.float64(),
     cpu_offload_gb=pa.float64(),
     kv_offload_bytes=pa.int64(),
     async_scheduling=pa.bool_(),
@@ -90,6 +94,7 @@ REQUESTS: Final = _schema(
     prompt_tokens=pa.int64(),
     output_tokens=pa.int64(),
     cached_tokens=pa.int64(),
+    priority=pa.int64(),
     num_preemptions=pa.int64(),
     finish_status=pa.string(),
     t_arrived_ns=pa.int64(),
@@ -101,6 +106,7 @@ REQUESTS: Final = _schema(
     running_at_queue=pa.int64(),
     waiting_at_queue=pa.int64(),
     kv_usage_at_queue=pa.float64(),
+    block_hashes=pa.list_(pa.int64()),
     ttft_us=pa.float64(),
     e2e_us=pa.float64(),
     itl_us=pa.list_(pa.float64()),
@@ -135,9 +141,17 @@ REQUIRED_OBSERVATION_COLUMNS: Final = (
     "decode_tokens",
 )
 
-_OBSERVED_JOB_COLUMNS = tuple(
-    name for name in JOBS.names if name not in {"job_id", "mono_to_epoch_ns", "environment", "async_scheduling"}
-)
+_NOT_OBSERVED_JOB_COLUMNS: Final = {
+    "job_id",
+    "mono_to_epoch_ns",
+    "environment",
+    "max_concurrency",
+    "async_scheduling",
+    "scheduling_policy",
+    "long_prefill_token_threshold",
+    "watermark",
+}
+_OBSERVED_JOB_COLUMNS = tuple(name for name in JOBS.names if name not in _NOT_OBSERVED_JOB_COLUMNS)
 _OBSERVED_STEP_COLUMNS = tuple(name for name in STEPS.names if name not in {"valid", "invalid_reason"})
 
 OBSERVATIONS: Final = pa.schema(

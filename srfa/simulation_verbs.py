@@ -209,8 +209,8 @@ def _rehearsed(
     slow_steps: float,
 ) -> None:
     """Write the files of a rehearsed job below ``folder``, the manifest last."""
+    from srfa.rehearsal import REHEARSAL, simulate_job  # noqa: PLC0415 - see above
     from srfa.simulate.noise import Noise  # noqa: PLC0415 - see above
-    from srfa.simulate.rehearsal import REHEARSAL, simulate_job  # noqa: PLC0415 - see above
 
     require_writable_folder(folder)
     job = wanted.job

@@ -216,6 +216,8 @@ class EngineArgs(Spec):
     block_size: PositiveInt | None = None
     enable_chunked_prefill: bool | None = None
     enable_prefix_caching: bool | None = None
+    long_prefill_token_threshold: int | None = Field(default=None, ge=0)
+    watermark: float | None = Field(default=None, ge=0, lt=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     kv_cache_memory_bytes: PositiveInt | None = None
     num_gpu_blocks_override: PositiveInt | None = None

@@ -18,12 +18,12 @@ from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients
 from srfa.domain import grade_steps
 from srfa.observations import Configuration
+from srfa.replay import outside_of
 from srfa.simulate.capacity import configuration_for, server_for
 from srfa.simulate.clock import Clock, clock_of
 from srfa.simulate.engine import simulate
 from srfa.simulate.latency import Latencies, latencies, queue_grows, summarise
 from srfa.simulate.load import RequestLoad
-from srfa.simulate.outside import Outside
 from srfa.simulate.requests_file import read_requests
 from srfa.simulate.served import Served, StepLog
 from srfa.simulate.server import Server
@@ -146,7 +146,9 @@ class Rig:
     def served(self, request_rate: float | None, *, slowed: float = 1.0, record_steps: bool = False) -> Served:
         """Simulate the demand at a rate, every step ``slowed`` times as long as the clock says."""
         load = self.question.demand.load(self.server.block_size, request_rate)
-        outside = Outside.none(load)
+        coefficients = self.question.coefficients
+        blocks = coefficients.blocks if coefficients else {}
+        outside = outside_of(blocks, load, self.server, gpu=self.question.gpu.name)
         outside = replace(outside, wall_ratio=outside.wall_ratio * slowed)
         return simulate(load, self.server, self.clock, outside, record_steps=record_steps)
 

@@ -20,6 +20,8 @@ _RESOLVED_AT: Final[Mapping[str, tuple[str, ...]]] = {
     "block_size": ("cache_config", "block_size"),
     "enable_chunked_prefill": ("scheduler_config", "enable_chunked_prefill"),
     "enable_prefix_caching": ("cache_config", "enable_prefix_caching"),
+    "long_prefill_token_threshold": ("scheduler_config", "long_prefill_token_threshold"),
+    "watermark": ("scheduler_config", "watermark"),
     "gpu_memory_utilization": ("cache_config", "gpu_memory_utilization"),
     "kv_cache_memory_bytes": ("cache_config", "kv_cache_memory_bytes"),
     "num_gpu_blocks_override": ("cache_config", "num_gpu_blocks_override"),

@@ -54,6 +54,8 @@ _REQUEST_FIELDS: Final[dict[str, pa.DataType]] = {
     "output_tokens": pa.int64(),
 }
 _REQUEST_OPTIONAL: Final[dict[str, pa.DataType]] = {
+    "priority": pa.int64(),
+    "block_hashes": pa.list_(pa.int64()),
     "cached_tokens": pa.int64(),
     "num_preemptions": pa.int64(),
     "finish_status": pa.string(),
@@ -102,6 +104,10 @@ class EngineRecord(BaseModel):
     max_model_len: int
     enable_chunked_prefill: bool | None = None
     enable_prefix_caching: bool | None = None
+    scheduling_policy: str | None = None
+    long_prefill_token_threshold: int | None = None
+    watermark: float | None = None
+    scheduler_reserve_full_isl: bool | None = None
     tensor_parallel_size: int
     data_parallel_size: int
     enable_expert_parallel: bool

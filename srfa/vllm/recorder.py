@@ -62,10 +62,15 @@ class Recorder:
         CPU clocks of the engine core and its workers.
     mono_to_epoch_ns
         What to add to ``CLOCK_MONOTONIC`` for the Unix time, in ns.
+    hashes_per_block
+        Hashes vLLM keeps a KV block; 0 where prefix caching is off, and requests have no block names.
     """
 
-    def __init__(self, writer: RecordWriter, clocks: CpuClocks, *, mono_to_epoch_ns: int) -> None:
+    def __init__(
+        self, writer: RecordWriter, clocks: CpuClocks, *, mono_to_epoch_ns: int, hashes_per_block: int = 0
+    ) -> None:
         self.enabled = True
+        self._hashes_per_block = hashes_per_block
         self._writer = writer
         self._clocks = clocks
         self._mono_to_epoch_ns = mono_to_epoch_ns
@@ -173,7 +178,8 @@ class Recorder:
         journey = self._journeys.pop(request.request_id)
         if self._awaiting_first_token.pop(request.request_id, None) is not None and request.num_output_tokens:
             journey.t_first_token_ns = t_finished_ns
-        self._writer.write(_request_record(request, journey, t_finished_ns))
+        names = block_names(request.block_hashes, self._hashes_per_block) if self._hashes_per_block else None
+        self._writer.write(_request_record(request, journey, t_finished_ns) | {"block_hashes": names})
 
     def _step_fields(self, scheduler: Any) -> dict[str, object]:
         running, waiting = scheduler.get_request_counts()
@@ -253,6 +259,24 @@ def kv_state(scheduler: Any) -> dict[str, object]:
     }
 
 
+def block_names(hashes: Sequence[bytes], hashes_per_block: int) -> list[int]:
+    r"""Return a name a full KV block: the first 63 bits of its hash, which covers the block and all before it.
+
+    Parameters
+    ----------
+    hashes
+        vLLM's ``Request.block_hashes``, at least 8 bytes each.
+    hashes_per_block
+        Where vLLM hashes in pieces smaller than a block, a block has the hash of its last piece.
+
+    Examples
+    --------
+    >>> block_names([bytes(7) + b"\x02", bytes(7) + b"\x04", bytes(7) + b"\x06"], 2)
+    [2]
+    """
+    return [int.from_bytes(each[:8], "big") >> 1 for each in hashes[hashes_per_block - 1 :: hashes_per_block]]
+
+
 def _engine_ns(reading: CpuReading) -> int:
     return reading.engine_ns
 
@@ -263,6 +287,7 @@ def _request_record(request: Any, journey: _Journey, t_finished_ns: int) -> dict
         "request_id": request.request_id,
         "prompt_tokens": request.num_prompt_tokens,
         "output_tokens": request.num_output_tokens,
+        "priority": request.priority,
         "cached_tokens": journey.cached_tokens,
         "num_preemptions": request.num_preemptions,
         "finish_status": str(request.get_finished_reason()),

@@ -172,7 +172,13 @@ def _start_recorder(scheduler: Any, scheduler_name: str, writer: RecordWriter) -
     process = {"pid": os.getpid(), "worker_pids": clocks.worker_pids, "mono_to_epoch_ns": mono_to_epoch_ns}
     kv_state(scheduler)  # fails here, at start, where this vLLM keeps its KV blocks elsewhere
     writer.write(engine_record(scheduler.vllm_config, scheduler_name) | process)
-    return Recorder(writer, clocks, mono_to_epoch_ns=mono_to_epoch_ns)
+    return Recorder(writer, clocks, mono_to_epoch_ns=mono_to_epoch_ns, hashes_per_block=hashes_per_block(scheduler))
+
+
+def hashes_per_block(scheduler: Any) -> int:
+    """Return how many hashes vLLM keeps a KV block; 0 where prefix caching is off."""
+    cache = scheduler.vllm_config.cache_config
+    return max(1, cache.block_size // scheduler.hash_block_size) if cache.enable_prefix_caching else 0
 
 
 def engine_record(config: Any, scheduler_name: str) -> dict[str, object]:
@@ -192,6 +198,10 @@ def engine_record(config: Any, scheduler_name: str) -> dict[str, object]:
         "max_model_len": config.model_config.max_model_len,
         "enable_chunked_prefill": bool(scheduling.enable_chunked_prefill),
         "enable_prefix_caching": bool(cache.enable_prefix_caching),
+        "scheduling_policy": str(scheduling.policy),
+        "long_prefill_token_threshold": scheduling.long_prefill_token_threshold,
+        "watermark": scheduling.watermark,
+        "scheduler_reserve_full_isl": bool(scheduling.scheduler_reserve_full_isl),
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "data_parallel_size": parallel.data_parallel_size,
         "enable_expert_parallel": bool(parallel.enable_expert_parallel),

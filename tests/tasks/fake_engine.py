@@ -31,7 +31,14 @@ SECTIONS = {
         "num_gpu_blocks_override",
         "kv_offloading_size",
     ),
-    "scheduler_config": ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "policy"),
+    "scheduler_config": (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enable_chunked_prefill",
+        "long_prefill_token_threshold",
+        "watermark",
+        "policy",
+    ),
     "load_config": ("load_format",),
 }
 

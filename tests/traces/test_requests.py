@@ -37,6 +37,15 @@ def test_both_views_of_a_request_meet_in_one_row(run, job):
     )
 
 
+def test_priority_and_block_names_are_the_traces_and_null_where_it_is_older(run, job):
+    assert _table(run, job)["block_hashes"].null_count == _table(run, job)["priority"].null_count == 2
+    names = [[(1 << 63) - 1, 7], []]
+    for request, blocks in zip(run.kind("request"), names, strict=True):
+        request |= {"priority": -1, "block_hashes": blocks}
+    table = _table(run, job)
+    assert (table["block_hashes"].to_pylist(), table["priority"].to_pylist()) == (names, [-1, -1])
+
+
 def test_without_a_client_its_columns_are_null(run, job):
     table = requests_table(parse_trace(run.lines()), None, job)
     assert table["ttft_us"].null_count == table["itl_us"].null_count == table.num_rows == 2

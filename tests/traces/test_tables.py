@@ -49,6 +49,22 @@ def test_resolved_values_win_over_requested_ones(records, make_job):
     assert row["quantization"] is None
 
 
+def test_how_requests_were_scheduled_is_kept_and_null_where_the_trace_is_older(records, job):
+    names = ("scheduling_policy", "long_prefill_token_threshold", "watermark")
+    facts = dict(zip(names, ("priority", 32, 0.25), strict=True))
+    older = jobs_table(job, records.engine, run_id="r").to_pylist()[0]
+    newer = jobs_table(job, records.engine.model_copy(update=facts), run_id="r").to_pylist()[0]
+    assert {name: newer[name] for name in names} == facts
+    assert [older[name] for name in names] == ["fcfs", None, None]
+    assert not set(names) & set(OBSERVATIONS.names)
+
+
+def test_a_closed_loop_clients_seats_are_kept_and_null_where_it_had_no_limit(records, make_job):
+    closed, opened = make_job(max_concurrency=7), make_job()
+    assert jobs_table(closed, records.engine, run_id="r")["max_concurrency"].to_pylist() == [7]
+    assert jobs_table(opened, records.engine, run_id="r")["max_concurrency"].to_pylist() == [None]
+
+
 def test_what_nobody_reports_stays_as_requested(records, make_job):
     resolved = resolved_arguments(make_job({"gpu_memory_utilization": 0.8, "dtype": "half"}).engine, records.engine)
     assert (resolved.gpu_memory_utilization, resolved.dtype) == (0.8, "float16")

@@ -16,13 +16,14 @@ STEP_FIELDS = {
 ENGINE_FIELDS = {
     "record", "schema_version", "vllm_version", "pid", "worker_pids", "scheduler", "async_scheduling",
     "batch_queue_size", "block_size", "num_gpu_blocks", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
-    "enable_chunked_prefill", "enable_prefix_caching", "tensor_parallel_size", "data_parallel_size",
+    "enable_chunked_prefill", "enable_prefix_caching", "scheduling_policy", "long_prefill_token_threshold",
+    "watermark", "scheduler_reserve_full_isl", "tensor_parallel_size", "data_parallel_size",
     "enable_expert_parallel", "mono_to_epoch_ns",
 }  # fmt: skip
 REQUEST_FIELDS = {
     "record", "request_id", "prompt_tokens", "output_tokens", "cached_tokens", "num_preemptions", "finish_status",
     "t_arrived_ns", "t_queued_ns", "t_first_scheduled_ns", "t_first_token_ns", "t_finished_ns", "running_at_queue",
-    "waiting_at_queue", "kv_usage_at_queue",
+    "waiting_at_queue", "kv_usage_at_queue", "priority", "block_hashes",
 }  # fmt: skip
 FIELDS = {
     "engine": ENGINE_FIELDS,

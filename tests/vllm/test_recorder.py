@@ -47,6 +47,8 @@ def request(request_id, prompt_tokens=10, **state):
         "num_output_tokens": 0,
         "num_preemptions": 0,
         "arrival_time": 1000.5,
+        "priority": 0,
+        "block_hashes": [],
         "prefill_stats": SimpleNamespace(num_cached_tokens=0),
         "get_finished_reason": lambda: "length",
     } | state
@@ -64,11 +66,11 @@ def batch(new=(), **num_scheduled_tokens):
 class Bench:
     """A recorder on a file, a fake scheduler, and the hooks in the order vLLM calls them."""
 
-    def __init__(self, path, clocks=None):
+    def __init__(self, path, clocks=None, **recording):
         self.path = path
         self.scheduler = FakeScheduler()
         writer = RecordWriter.open(path)
-        self.recorder = Recorder(writer, clocks or ScriptedClocks(), mono_to_epoch_ns=999_000_000_000)
+        self.recorder = Recorder(writer, clocks or ScriptedClocks(), mono_to_epoch_ns=999_000_000_000, **recording)
 
     def add(self, item):
         self.recorder.guarded(self.recorder.request_added, self.scheduler, item)
@@ -209,6 +211,23 @@ def test_a_request_aborted_while_waiting_was_never_scheduled(bench):
     assert record["t_first_scheduled_ns"] is None
     assert record["t_first_token_ns"] is None
     assert record["finish_status"] == "abort"
+
+
+def test_a_request_says_its_priority_and_nothing_of_blocks_without_a_prefix_cache(bench):
+    bench.free(bench.add(request("a", priority=-3, block_hashes=[bytes(range(32))])))
+    (record,) = bench.records("request")
+    assert (record["priority"], record["block_hashes"]) == (-3, None)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_request_names_its_full_blocks_by_63_bits_of_their_hashes(tmp_path, pieces):
+    bench = Bench(tmp_path / "trace.jsonl", hashes_per_block=pieces)
+    hashes = [bytes([255, 0, 0, 0, 0, 0, 0, index]) + b"more" for index in range(5)]
+    bench.free(bench.add(request("a", block_hashes=hashes)))
+    (record,) = bench.records("request")
+    blocks = {1: [0, 0, 1, 1, 2], 2: [0, 1]}[pieces]
+    assert record["block_hashes"] == [0x7F80_0000_0000_0000 + block for block in blocks]
+    bench.recorder.close()
 
 
 def test_a_further_piece_of_a_known_request_is_not_an_arrival(bench):

@@ -6,7 +6,15 @@ import pytest
 
 from srfa.vllm import scheduler as tracing
 from srfa.vllm.records import RecordWriter, TracePathError
-from srfa.vllm.scheduler import HOOKS, TESTED_VERSION, TracingScheduler, UntestedVllmError, check_hooks, traced
+from srfa.vllm.scheduler import (
+    HOOKS,
+    TESTED_VERSION,
+    TracingScheduler,
+    UntestedVllmError,
+    check_hooks,
+    hashes_per_block,
+    traced,
+)
 
 
 def config(**scheduling):
@@ -16,6 +24,10 @@ def config(**scheduling):
             max_num_seqs=8,
             max_num_batched_tokens=128,
             enable_chunked_prefill=True,
+            policy="priority",
+            long_prefill_token_threshold=64,
+            watermark=0.1,
+            scheduler_reserve_full_isl=False,
             **scheduling,
         ),
         cache_config=SimpleNamespace(block_size=32, num_gpu_blocks=24, enable_prefix_caching=True),
@@ -40,6 +52,7 @@ class FakeBase:
         pool = SimpleNamespace(num_gpu_blocks=24, get_num_free_blocks=lambda: 23)
         self.kv_cache_manager = SimpleNamespace(block_pool=pool)
         self.requests = {}
+        self.hash_block_size = 16
 
     def schedule(self, throttle_prefills=False):
         self.calls.append(("schedule", throttle_prefills))
@@ -159,6 +172,15 @@ def test_the_engine_record_comes_first_and_holds_the_resolved_configuration(monk
     assert record["scheduler"] == "FakeBase"
     assert (record["schema_version"], record["vllm_version"], record["worker_pids"]) == (1, "0.32.0+cpu", [])
     assert (record["block_size"], record["num_gpu_blocks"], record["tensor_parallel_size"]) == (32, 24, 2)
+    assert (record["scheduling_policy"], record["long_prefill_token_threshold"]) == ("priority", 64)
+    assert (record["watermark"], record["scheduler_reserve_full_isl"]) == (0.1, False)
+
+
+@pytest.mark.parametrize(("caching", "hash_block_size", "expected"), [(True, 16, 2), (True, 32, 1), (False, 16, 0)])
+def test_a_block_has_the_hash_of_its_last_piece_where_there_is_a_prefix_cache(caching, hash_block_size, expected):
+    cache = SimpleNamespace(block_size=32, enable_prefix_caching=caching)
+    scheduler = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache), hash_block_size=hash_block_size)
+    assert hashes_per_block(scheduler) == expected
 
 
 @pytest.mark.usefixtures("fake_vllm")

@@ -15,12 +15,12 @@ from typing import Final
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients
 from srfa.errors import UsageError
+from srfa.replay import outside_of
 from srfa.simulate.capacity import configuration_for, resolved_engine, server_for
 from srfa.simulate.client_file import client_document
 from srfa.simulate.clock import clock_of
 from srfa.simulate.engine import simulate
 from srfa.simulate.noise import Noise, noisy_clock
-from srfa.simulate.outside import Outside
 from srfa.simulate.traced import SIMULATED, T_ZERO_NS, TracedRun, monotonic_ns, trace_lines
 from srfa.simulate.workload import workload_load
 from srfa.specs import BenchmarkJob, EngineArgs, JobOutcome
@@ -113,7 +113,8 @@ def _simulated(
     configuration = configuration_for(model, gpu, job.engine, software_version=f"vllm {job.engine_version}")
     clock = clock_of(coefficients, configuration, catalog, estimator=estimator)
     load = workload_load(job.workload, seed=job.seed, block_size=server.block_size)
-    served = simulate(load, server, noisy_clock(clock, noise), Outside.none(load), record_steps=True)
+    outside = outside_of(coefficients.blocks if coefficients else {}, load, server, gpu=gpu.name)
+    served = simulate(load, server, noisy_clock(clock, noise), outside, record_steps=True)
     engine = resolved_engine(model, gpu, job.engine).model_copy(update={"dtype": configuration.dtype})
     ids = tuple(f"rehearsal-{job.job_id}-{row}" for row in range(load.n_requests))
     return TracedRun(load, served, server, engine, ids, job.engine_version)
