@@ -12,7 +12,6 @@ import typer
 from srfa.specs import EngineArgs
 
 _KINDS: Final = (bool, int, float, str)
-_PANEL: Final = "Engine arguments (vLLM's names; what is left out is vLLM's choice)"
 
 
 def with_engine(verb: Callable[..., None]) -> Callable[..., None]:
@@ -38,8 +37,7 @@ def _option(name: str) -> inspect.Parameter:
     kind = _kind(EngineArgs.model_fields[name].annotation)
     flag = f"--{name.replace('_', '-')}"
     names = f"{flag}/--no-{flag.removeprefix('--')}" if kind is bool else flag
-    # A union and an annotation made at run time: a type checker cannot look into them.
-    annotation: Any = Annotated.__class_getitem__((kind | None, typer.Option(names, show_default=False)))
+    annotation: Any = Annotated[kind | None, typer.Option(names, show_default=False)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
