@@ -42,6 +42,7 @@ LIGHTEST_SHARE: Final = 0.001
 _GRADED_STEPS: Final = 2000
 _GRADE_QUANTILE: Final = 0.99
 _MOST_DOUBLINGS: Final = 12
+_STRIDE: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,24 +264,24 @@ def throughput(rig: Rig, *, slowed: float = 1.0) -> float:
 
 
 def largest_rate(holds: Callable[[float], bool], start: float) -> float:
-    """Return the largest rate that holds, by doubling or halving from ``start`` and then bisection of the logarithm.
+    """Return the largest rate that holds: down from a rate that does not, by a factor of 1.25 a time, then by bisection.
 
-    ``holds`` is taken to be true up to some rate and false above it; 0 where it is false at a thousandth of ``start``.
+    At light loads a quantile wavers with the rate by less than a step's time, so that a limit close to it holds and
+    breaks in turns: going down finds the upper end. 0 where nothing holds down to a thousandth of ``start``.
 
     Examples
     --------
     >>> round(largest_rate(lambda rate: rate <= 7.0, 2.0), 1)
-    6.9
+    7.0
     """
-    lightest, heaviest = LIGHTEST_SHARE * start, 2.0**_MOST_DOUBLINGS * start
-    low = start
+    high, most = start, 2.0**_MOST_DOUBLINGS * start
+    while high < most and holds(high):
+        high *= 2.0
+    low = high / _STRIDE
     while not holds(low):
-        low /= 2.0
-        if low < lightest:
+        high, low = low, low / _STRIDE
+        if low < LIGHTEST_SHARE * start:
             return 0.0
-    high = 2.0 * low
-    while high <= heaviest and holds(high):
-        low, high = high, 2.0 * high
     while high > (1.0 + RATE_TOLERANCE) * low:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if holds(middle) else (low, middle)
