@@ -20,6 +20,7 @@ JOB_HEADS = (
     "E2E",
     "tokens/s",
     "step time",
+    "wall/label",
     "steps",
 )
 LOST_HEADS = ("job", "split", "reason")
@@ -30,8 +31,9 @@ LEGEND = (
 )
 JOB_LEGEND = (
     "Means, milliseconds: measured -> predicted (signed error). step time: the same coefficients asked for each"
-    " measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. steps: that the"
-    " engine took -> the simulator. Worst E2E first."
+    " measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. wall/label: where"
+    " labels are CPU time, the host's other work, which no clock can know. steps: that the engine took -> the simulator."
+    " Worst E2E first."
 )
 _NEAREST = "nearest fold"
 _SHOWN: tuple[tuple[Metric, float], ...] = (
@@ -127,7 +129,7 @@ def _summary_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
 def _job_row(one: Replay) -> tuple[str, ...]:
     held_out = "SEEN by the fit" if one.seen else ": ".join(part for part in (one.split, one.held_out) if part)
     metrics = (_pair(one.metrics[name].mean if name in one.metrics else None, unit) for name, unit in _SHOWN)
-    further = (_pair(one.step_time_us, US_PER_MS), _pair(one.n_steps, 1.0))
+    further = (_pair(one.step_time_us, US_PER_MS), _pair(one.wall_ratio, 1.0), _pair(one.n_steps, 1.0))
     return one.job_id, one.place, held_out, str(one.n_requests), *metrics, *further
 
 

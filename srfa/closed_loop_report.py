@@ -69,6 +69,9 @@ class Replay(Spec):
     step_time_us
         Mean step time of the same job on the same coefficients, each measured batch predicted by itself: where it is
         right and the replay is wrong, the loop is off and not the clock. None where it was not predicted.
+    wall_ratio
+        Wall time of the job's steps over their labels, where labels are CPU time: the host's other work, which no
+        clock of labels can know. None where labels are wall time.
     n_steps
         Steps the engine took, and the simulator.
     metrics
@@ -86,6 +89,7 @@ class Replay(Spec):
     view: Literal["client", "engine"]
     without_outside: str = ""
     step_time_us: Pair | None = None
+    wall_ratio: Pair | None = None
     n_steps: Pair | None = None
     metrics: dict[Metric, Compared]
 
