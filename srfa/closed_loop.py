@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from srfa.catalog import Catalog
 from srfa.closed_loop_report import ClosedLoopReport, NoiseFloor, NotReplayed, Pair, Replay
 from srfa.closed_loop_summary import Means, closed_loop_report, noise_floor
 from srfa.coefficients import Coefficients
@@ -152,17 +151,18 @@ def _replay(measurements: Measurements, job_id: str, learned: Learned, outside: 
     if job is None:
         return NotReplayed(job_id=job_id, split=learned.split, reason="the tables of the run do not hold this job")
     try:
-        return _replayed(job, learned, outside, measurements.catalog)
+        return _replayed(job, learned, outside, measurements)
     except SrfaError as error:
         return NotReplayed(job_id=job_id, split=learned.split, place=job.place, reason=str(error))
 
 
-def _replayed(job: MeasuredJob, learned: Learned, outside: _Outside, catalog: Catalog) -> Replay:
-    load, server = job_load(job.requests, job.row), server_of(job.row, catalog)
-    clock = clock_of(learned.coefficients, job.configuration, catalog)
+def _replayed(job: MeasuredJob, learned: Learned, outside: _Outside, measurements: Measurements) -> Replay:
+    load, server = job_load(job.requests, job.row), server_of(job.row, measurements.catalog)
+    clock = clock_of(learned.coefficients, job.configuration, measurements.catalog)
     delays = outside_of(outside.blocks, load, server, gpu=str(job.row["gpu"]))
     served = simulate(load, server, clock, delays, record_steps=True)
     measured = measured_times(finished_requests(job.requests, job.job_id))
+    wall_ratio = measurements.wall_ratios.get(job.job_id)
     return Replay(
         job_id=job.job_id,
         split=learned.split,
@@ -175,6 +175,7 @@ def _replayed(job: MeasuredJob, learned: Learned, outside: _Outside, catalog: Ca
         view=measured.view,
         without_outside=outside.refusal,
         step_time_us=learned.step_times_us.get(job.job_id),
+        wall_ratio=pair_of(wall_ratio, delays.wall_ratio) if wall_ratio else None,
         n_steps=pair_of(job.steps.num_rows, served.n_steps),
         metrics=compare_times(measured, served_times(served, measured.view)),
     )

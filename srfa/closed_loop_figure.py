@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from srfa.closed_loop_report import ClosedLoopReport, Metric, Replay, nearest
 from srfa.files import writing
@@ -15,6 +16,7 @@ CLOSED_LOOP_FIGURE = "closed_loop.png"
 _PANELS: tuple[tuple[Metric, str], ...] = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E"))
 _MOST_COLOURED = 8
 """Configurations that get a colour of their own; further ones are grey."""
+_TICKS = (1.0, 2.0, 5.0)
 _ROOM = 1.3
 """What the axes leave beyond the first and the last dot, as a factor."""
 
@@ -46,3 +48,7 @@ def _panel(axes: Axes, replays: list[Replay], metric: Metric) -> None:
         ends = [min(positive) / _ROOM, max(positive) * _ROOM]
         axes.plot(ends, ends, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=_TICKS))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 
 from srfa.closed_loop_report import ClosedLoopReport, Metric, NotReplayed, Pair, Replay, Summary, nearest
 from srfa.fallback_file import Fallback
@@ -20,6 +21,7 @@ JOB_HEADS = (
     "E2E",
     "tokens/s",
     "step time",
+    "wall/label",
     "steps",
 )
 LOST_HEADS = ("job", "split", "reason")
@@ -30,8 +32,9 @@ LEGEND = (
 )
 JOB_LEGEND = (
     "Means, milliseconds: measured -> predicted (signed error). step time: the same coefficients asked for each"
-    " measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. steps: that the"
-    " engine took -> the simulator. Worst E2E first."
+    " measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. wall/label: where"
+    " labels are CPU time, the host's other work, which no clock can know. steps: that the engine took -> the"
+    " simulator. Worst E2E first."
 )
 _NEAREST = "nearest fold"
 _SHOWN: tuple[tuple[Metric, float], ...] = (
@@ -57,6 +60,14 @@ def headline(report: ClosedLoopReport) -> str:
     return (
         f"{found.n_jobs} jobs replayed on coefficients that never saw them: median error of {', '.join(errors)}{lost}."
     )
+
+
+def loop_sentence(report: ClosedLoopReport) -> str:
+    """Return how much of the error of E2E is the loop's own; empty where no step time is known."""
+    own = [abs(one.loop_pct) for one in nearest(report.replays) if one.loop_pct is not None]
+    if not own:
+        return ""
+    return f"With each job's own mean step time taken as measured, the median error of E2E is {median(own):.1f} %."
 
 
 def noise_sentence(report: ClosedLoopReport) -> str:
@@ -97,7 +108,7 @@ def closed_loop_sections(
     lost += [f"{one.job_id}: replayed with nothing outside the steps: {one.without_outside}" for one in bare]
     summary = Section(
         "Closed loop",
-        (headline(report), noise_sentence(report), LEGEND),
+        tuple(filter(None, (headline(report), loop_sentence(report), noise_sentence(report), LEGEND))),
         tuple(lost),
         Grid(SUMMARY_HEADS, summary_rows(report)),
         figure,
@@ -127,7 +138,7 @@ def _summary_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
 def _job_row(one: Replay) -> tuple[str, ...]:
     held_out = "SEEN by the fit" if one.seen else ": ".join(part for part in (one.split, one.held_out) if part)
     metrics = (_pair(one.metrics[name].mean if name in one.metrics else None, unit) for name, unit in _SHOWN)
-    further = (_pair(one.step_time_us, US_PER_MS), _pair(one.n_steps, 1.0))
+    further = (_pair(one.step_time_us, US_PER_MS), _pair(one.wall_ratio, 1.0), _pair(one.n_steps, 1.0))
     return one.job_id, one.place, held_out, str(one.n_requests), *metrics, *further
 
 

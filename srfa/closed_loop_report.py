@@ -6,12 +6,14 @@ Everything an error is computed from stands beside it. A percentage is ``100 x (
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import Field, FiniteFloat
 
 from srfa.files import read_document, write_text
+from srfa.metrics import PERCENT
 from srfa.specs import Spec
 
 Metric = Literal["ttft", "tpot", "itl", "e2e", "throughput"]
@@ -69,6 +71,9 @@ class Replay(Spec):
     step_time_us
         Mean step time of the same job on the same coefficients, each measured batch predicted by itself: where it is
         right and the replay is wrong, the loop is off and not the clock. None where it was not predicted.
+    wall_ratio
+        Wall time of the job's steps over their labels, where labels are CPU time: the host's other work, which no
+        clock of labels can know. None where labels are wall time.
     n_steps
         Steps the engine took, and the simulator.
     metrics
@@ -86,6 +91,7 @@ class Replay(Spec):
     view: Literal["client", "engine"]
     without_outside: str = ""
     step_time_us: Pair | None = None
+    wall_ratio: Pair | None = None
     n_steps: Pair | None = None
     metrics: dict[Metric, Compared]
 
@@ -93,6 +99,20 @@ class Replay(Spec):
     def place(self) -> str:
         """What the job measured: configuration and workload."""
         return f"{self.configuration}, {self.workload or '(unnamed)'}"
+
+    @property
+    def loop_pct(self) -> float | None:
+        """Signed error of E2E that step time and wall ratio do not explain; None where the step time is not known.
+
+        ``100 x ((1 + e2e) / ((1 + step time) x (1 + wall ratio)) - 1)``: what is left when the job's own means of both
+        are taken as measured.
+        """
+        e2e_pct = self.error_pct("e2e")
+        if e2e_pct is None or self.step_time_us is None:
+            return None
+        known = (pair.error_pct for pair in (self.step_time_us, self.wall_ratio) if pair)
+        clock = prod(1.0 + error_pct / PERCENT for error_pct in known)
+        return PERCENT * ((1.0 + e2e_pct / PERCENT) / clock - 1.0) if clock > 0 else None
 
     def error_pct(self, metric: Metric) -> float | None:
         """Return the signed error of a metric's mean; None where the job does not have it."""

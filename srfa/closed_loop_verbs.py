@@ -16,6 +16,7 @@ from srfa.closed_loop_page import (
     SUMMARY_HEADS,
     headline,
     job_rows,
+    loop_sentence,
     lost_rows,
     noise_sentence,
     summary_rows,
@@ -100,7 +101,8 @@ def show_closed_loop(report: ClosedLoopReport) -> None:
         present.say(LEGEND)
         present.show_table(SUMMARY_HEADS, summary_rows(report), "medians over jobs")
     present.show_line(headline(report))
-    present.show_line(noise_sentence(report))
+    for sentence in filter(None, (loop_sentence(report), noise_sentence(report))):
+        present.show_line(sentence)
 
 
 def require_replayed(report: ClosedLoopReport) -> None:

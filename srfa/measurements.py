@@ -83,6 +83,15 @@ class Measurements:
     def _requests(self) -> RequestObservations:
         return request_observations(self.tables.requests, self.tables.jobs, self.tables.steps, self.catalog)
 
+    @cached_property
+    def wall_ratios(self) -> dict[str, float]:
+        """By job: wall time of its usable steps over their labels; without the jobs whose labels are wall time."""
+        names, index = self.observations.codes("job_id")
+        wall_us, label_us = self.observations.numbers("step_wall_time_us"), self.observations.step_time_us
+        ratios = np.bincount(index, wall_us) / np.bincount(index, label_us)
+        known = zip(names, ratios, strict=True)
+        return {name: float(ratio) for name, ratio in known if np.isfinite(ratio) and ratio != 1.0}
+
     def outside_without(self, job_ids: Collection[str]) -> Blocks:
         """Fit what lies outside the steps to all other jobs.
 

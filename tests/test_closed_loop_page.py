@@ -2,10 +2,11 @@ import matplotlib.image
 import pytest
 
 from srfa.closed_loop_figure import draw_closed_loop
-from srfa.closed_loop_page import closed_loop_sections, headline, job_rows, noise_sentence
+from srfa.closed_loop_page import closed_loop_sections, headline, job_rows, loop_sentence, noise_sentence
 from srfa.closed_loop_report import ClosedLoopReport, NotReplayed
 from srfa.closed_loop_summary import closed_loop_report, noise_floor
 from srfa.page import Page, to_markdown
+from srfa.request_times import pair_of
 from tests.replays import replay
 
 
@@ -19,6 +20,14 @@ def test_the_headline_says_how_many_jobs_and_each_median_with_its_bias():
         "2 jobs replayed on coefficients that never saw them: median error of E2E 15.0 % (bias -5.0 %),"
         " TTFT 5.0 % (bias -5.0 %), TPOT 0.0 % (bias +0.0 %)."
     )
+
+
+def test_what_step_time_and_host_explain_is_not_the_loops_own_error():
+    slow = replay("a", e2e=50.0, step_time_us=pair_of(10.0, 12.0), wall_ratio=pair_of(1.0, 1.25))
+    own = replay("b", e2e=10.0, step_time_us=pair_of(10.0, 10.0))
+    assert (slow.loop_pct, own.loop_pct) == pytest.approx((0.0, 10.0))
+    assert "the median error of E2E is 5.0 %" in loop_sentence(closed_loop_report("srfa", [slow, own]))
+    assert loop_sentence(closed_loop_report("srfa", [replay("a", step_time_us=None)])) == ""
 
 
 def test_the_worst_job_comes_first_and_the_seen_ones_last():
