@@ -13,8 +13,7 @@ from srfa.errors import InputError, NothingMeasuredError
 from srfa.run_tables import Tables, observation_files, read_tables
 from srfa.traces.tables import observations_table, write_table
 from tests.replays import replay
-from tests.simulated_jobs import simulated_run
-from tests.test_closed_loop import MODELS, ROWS, law
+from tests.simulated_jobs import MODELS, ROWS, law, simulated_run
 
 TABLES = ("jobs", "steps", "requests")
 SOME = [row for row in ROWS if row["model"] == MODELS[0]]

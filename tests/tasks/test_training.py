@@ -13,8 +13,7 @@ from srfa.gate import Limits
 from srfa.leaderboard import read_leaderboard
 from tasks import stages, training
 from tests.planted import GPUS, MODELS, LinearEstimator, planted_observations
-from tests.simulated_jobs import observed, simulated_run
-from tests.test_closed_loop import ROWS, law
+from tests.simulated_jobs import ROWS, law, observed, simulated_run
 
 JUDGED = {"leave-one-gpu-out": {"max_mape_pct": 1000}, "leave-one-model-out": {"max_mape_pct": 1000}}
 SPLITS = ("leave-one-gpu-out", "time")
