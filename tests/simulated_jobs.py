@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from srfa.coefficients import Coefficients, FitConfig
-from srfa.estimators import estimator_named
+from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.estimators.blackbox import configuration_name
+from srfa.estimators.floor import FLOOR
 from srfa.observations import Observations, configuration_of, from_table
 from srfa.replay import job_load, server_of
 from srfa.run_tables import Tables
@@ -15,7 +16,6 @@ from srfa.simulate.clock import clock_of
 from srfa.simulate.engine import simulate
 from srfa.simulate.outside import Outside
 from srfa.traces.tables import observations_table
-from tests.planted import planted_observations
 from tests.steps import catalog
 
 ALPHA_US, ALPHA_US_A_TOKEN, POST_US, ALPHA_TOKEN_US, BETWEEN_US = 300.0, 0.4, 250.0, 6.0, 90.0
@@ -23,13 +23,6 @@ ALPHA_US, ALPHA_US_A_TOKEN, POST_US, ALPHA_TOKEN_US, BETWEEN_US = 300.0, 0.4, 25
 WORKLOADS = {"prefill": (900, 6), "decode": (40, 120), "mixed": (300, 60)}
 """Longest prompt and answer; lengths are drawn between half of them and them."""
 _START_NS = 1_000_000_000
-
-
-def known_coefficients() -> Coefficients:
-    """A fit of srfa-seed to steps that follow a planted law."""
-    estimator = estimator_named("srfa-seed")
-    steps = planted_observations(noise=0.02)
-    return estimator.fit(estimator.features(steps, catalog()), quick())
 
 
 def quick() -> FitConfig:
@@ -62,6 +55,36 @@ def job_row(job_id: str, **changes):
         "num_gpu_blocks": 4096,
         "environment": "{}",
     } | changes
+
+
+MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B")
+ROWS = tuple(
+    job_row(f"{model.partition('/')[2]}-{workload}-{repeat}", model=model, workload=workload)
+    for model in MODELS
+    for workload in WORKLOADS
+    for repeat in range(2)
+)
+"""Two jobs a model and workload."""
+
+
+def law() -> Coefficients:
+    """A black box: 6 ms, 30 us a prefill token, 150 us a decoding one, by model half as much more."""
+    blocks = {}
+    for number, model in enumerate(MODELS):
+        (row,) = pa.Table.from_pylist([job_row("any", model=model)], schema=JOBS).to_pylist()
+        values = tuple(value * (1 + number / 2) for value in (6_000.0, 30.0, 150.0))
+        blocks[configuration_name(configuration_of(row))] = CoefficientBlock(
+            names=("intercept", "prefill_tokens", "decode_tokens"),
+            units=("us", "tokens", "tokens"),
+            values=values,
+            lower=(0.0,) * 3,
+            upper=(None,) * 3,
+            at_bound=(False,) * 3,
+            scales=(1.0,) * 3,
+        )
+    return Coefficients(
+        estimator="blackbox", blocks=blocks, constants={FLOOR: 0.0}, converged=True, message="", config=quick()
+    )
 
 
 def simulated_run(coefficients: Coefficients, rows, *, slower=None, n_requests: int = 24, seed: int = 0) -> Tables:

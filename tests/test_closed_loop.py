@@ -6,10 +6,8 @@ import pytest
 
 from srfa.closed_loop import replay_coefficients, replay_validations
 from srfa.closed_loop_page import job_rows
-from srfa.coefficients import CoefficientBlock, Coefficients
 from srfa.estimators import estimator_named
 from srfa.estimators.blackbox import configuration_name
-from srfa.estimators.floor import FLOOR
 from srfa.fallback_file import read_fallbacks, write_fallbacks
 from srfa.fallbacks import search_fallbacks
 from srfa.gate import Limits, check_gate
@@ -20,15 +18,8 @@ from srfa.run_tables import Tables
 from srfa.schema import JOBS
 from srfa.simulate.clock import clock_of
 from srfa.validate import cross_predict
-from tests.simulated_jobs import WORKLOADS, job_row, observed, quick, simulated_run
+from tests.simulated_jobs import MODELS, ROWS, law, observed, quick, simulated_run
 
-MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B")
-ROWS = tuple(
-    job_row(f"{model.partition('/')[2]}-{workload}-{repeat}", model=model, workload=workload)
-    for model in MODELS
-    for workload in WORKLOADS
-    for repeat in range(2)
-)
 LIMITS = Limits.model_validate(
     {
         "splits": {"time": {"required": False}},
@@ -41,26 +32,6 @@ LIMITS = Limits.model_validate(
         },
     }
 )
-
-
-def law() -> Coefficients:
-    """A black box: 6 ms, 30 us a prefill token, 150 us a decoding one, by model half as much more."""
-    blocks = {}
-    for number, model in enumerate(MODELS):
-        (row,) = pa.Table.from_pylist([job_row("any", model=model)], schema=JOBS).to_pylist()
-        values = tuple(value * (1 + number / 2) for value in (6_000.0, 30.0, 150.0))
-        blocks[configuration_name(configuration_of(row))] = CoefficientBlock(
-            names=("intercept", "prefill_tokens", "decode_tokens"),
-            units=("us", "tokens", "tokens"),
-            values=values,
-            lower=(0.0,) * 3,
-            upper=(None,) * 3,
-            at_bound=(False,) * 3,
-            scales=(1.0,) * 3,
-        )
-    return Coefficients(
-        estimator="blackbox", blocks=blocks, constants={FLOOR: 0.0}, converged=True, message="", config=quick()
-    )
 
 
 def measurements(tables, shipped):

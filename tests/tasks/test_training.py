@@ -8,10 +8,12 @@ from srfa import compare
 from srfa.coefficients import FitConfig
 from srfa.errors import CatalogError, GateFailed, UnknownConfigurationError
 from srfa.estimators import ESTIMATORS
+from srfa.fallback_file import read_fallbacks
 from srfa.gate import Limits
 from srfa.leaderboard import read_leaderboard
 from tasks import stages, training
 from tests.planted import GPUS, MODELS, LinearEstimator, planted_observations
+from tests.simulated_jobs import ROWS, law, observed, simulated_run
 
 JUDGED = {"leave-one-gpu-out": {"max_mape_pct": 1000}, "leave-one-model-out": {"max_mape_pct": 1000}}
 SPLITS = ("leave-one-gpu-out", "time")
@@ -133,3 +135,51 @@ def test_a_release_holds_the_leaderboard_and_the_physics_of_its_candidate(candid
     order = ["Verdict", "Folds: time", "Leaderboard", "Physics", "Coefficients of srfa-seed"]
     places = [report.index(f"## {heading}") for heading in order]
     assert places == sorted(places)
+
+
+@pytest.fixture(scope="module")
+def of_a_run(shipped):
+    """Twelve jobs that a simulation served by the law of a black box, with their tables."""
+    tables = simulated_run(law(), ROWS)
+    return training.Dataset(observed(tables), shipped, {"simulated": "00"}, tables)
+
+
+def replayed(of_a_run, estimator, limits):
+    coefficients = training.fit(of_a_run, estimator, FitConfig())
+    validation = training.validate(of_a_run, estimator, "leave-one-job-out", FitConfig())
+    return stages.replay_jobs.fn(training.with_validation(coefficients, [validation]), of_a_run, limits)
+
+
+def loop_limits(**figures):
+    return Limits.model_validate({"splits": {"leave-one-job-out": {}}, "closed_loop": figures})
+
+
+def test_observations_without_tables_are_not_replayed_and_the_verdict_says_so(candidate, noisy):
+    made = stages.replay_jobs.fn(candidate, noisy, loop_limits())
+    assert "came without the tables of a run" in made.closed_loop.impossible
+    (broken,) = (one for one in training.judge(made, loop_limits()).broken if one.rule == "closed_loop")
+    assert "came without the tables of a run" in broken.sentence
+    assert not [one for one in training.judge(made, loop_limits(required=False)).broken if one.rule == "closed_loop"]
+
+
+def test_a_run_is_replayed_judged_and_released(of_a_run, tmp_path):
+    limits = loop_limits(max_median_e2e_pct=5, max_median_ttft_pct=5, max_median_tpot_pct=5)
+    made = replayed(of_a_run, "blackbox", limits)
+    assert made.closed_loop.headline.n_jobs == len(ROWS)
+    decision = training.judge(made, limits)
+    assert not [one for one in decision.broken if one.rule == "closed_loop"]
+    release = training.write_release(made, decision, of_a_run, tmp_path)
+    assert {"closed_loop.json", "closed_loop.png"} <= set(release.files)
+    assert "fallbacks.json" not in release.files
+
+
+def test_an_estimator_that_misses_the_limit_is_released_with_fallbacks_that_say_why(of_a_run, tmp_path):
+    limits = loop_limits(max_median_e2e_pct=5)
+    made = replayed(of_a_run, "roofline", limits)
+    decision = training.judge(made, limits)
+    assert "max_median_e2e_pct" in [one.held_out for one in decision.broken]
+    release = training.write_release(made, decision, of_a_run, tmp_path)
+    fallbacks = read_fallbacks(tmp_path / release.release_id)
+    assert len(fallbacks) == 2
+    report = (tmp_path / release.release_id / "report.md").read_text()
+    assert all(one.sentence in report for one in fallbacks)
