@@ -22,10 +22,10 @@ from srfa.replay import outside_of
 from srfa.simulate.capacity import configuration_for, server_for
 from srfa.simulate.clock import Clock, clock_of
 from srfa.simulate.engine import simulate
-from srfa.simulate.latency import Latencies, latencies, queue_grows, summarise
-from srfa.simulate.load import RequestLoad
+from srfa.simulate.latency import Latencies, latencies, summarise, trend_of
+from srfa.simulate.load import BlockHashes, RequestLoad
 from srfa.simulate.requests_file import read_requests
-from srfa.simulate.served import Served, StepLog
+from srfa.simulate.served import Served
 from srfa.simulate.server import Server
 from srfa.simulate.step_table import step_observations
 from srfa.simulate.workload import workload_load
@@ -39,6 +39,8 @@ RATE_TOLERANCE: Final = 0.02
 """How close a search brackets a rate (ratio)."""
 LIGHTEST_SHARE: Final = 0.001
 """A rate of this share of the throughput of all requests at once is as light a load as is tried."""
+MOST_REPEATS: Final = 64
+"""Times the demand's requests that are simulated at most to see whether a queue grows."""
 _GRADED_STEPS: Final = 2000
 _GRADE_QUANTILE: Final = 0.99
 _MOST_DOUBLINGS: Final = 12
@@ -59,16 +61,16 @@ class Demand:
     requests: Path | None = None
     seed: int = 0
 
-    @property
-    def burstiness(self) -> float:
-        """Of the arrivals, 1 where a file has them."""
-        return self.workload.burstiness if self.workload else 1.0
-
-    def load(self, block_size: int, request_rate: float | None = None) -> RequestLoad:
+    def load(self, block_size: int, request_rate: float | None = None, *, repeats: int = 1) -> RequestLoad:
         """Return the requests, at a rate of their own or at another one.
 
         At a rate, clients wait for nobody (``max_concurrency`` is left out); arrival times of a file are stretched to
         it.
+
+        Parameters
+        ----------
+        repeats
+            How many times as many requests: of a file, the same again and again.
 
         Raises
         ------
@@ -79,11 +81,12 @@ class Demand:
         if self.workload is None:
             assert self.requests is not None
             load = read_requests(self.requests, block_size=block_size)
-            return load if request_rate is None else _stretched(load, request_rate)
+            return load if request_rate is None else _repeated(load, request_rate, repeats)
         if request_rate is None:
             return workload_load(self.workload, seed=self.seed, block_size=block_size)
-        words = self.workload.model_copy(update={"request_rate": request_rate, "max_concurrency": None})
-        return workload_load(words, seed=self.seed, block_size=block_size)
+        own = {"request_rate": request_rate, "max_concurrency": None}
+        more = {"num_prompts": repeats * self.workload.num_prompts}
+        return workload_load(self.workload.model_copy(update=own | more), seed=self.seed, block_size=block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,14 @@ class Question:
         return self.catalog.resolve_gpu(self.deployment.gpu)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sustained:
+    """Latencies of a run that was long enough, and how many times the demand's requests it took."""
+
+    latency: Latencies
+    repeats: int
+
+
 @dataclass(slots=True)
 class Rig:
     """A question made ready to be simulated at any rate; runs are kept, for searches come back to them."""
@@ -126,7 +137,7 @@ class Rig:
     server: Server
     clock: Clock
     configuration: Configuration
-    _kept: dict[tuple[float | None, float], Latencies | None] = field(default_factory=dict)
+    _kept: dict[tuple[float, float], _Sustained | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, question: Question) -> Rig:
@@ -144,9 +155,11 @@ class Rig:
         clock = clock_of(question.coefficients, configuration, question.catalog, estimator=question.estimator)
         return cls(question, server_for(model, gpu, engine), clock, configuration)
 
-    def served(self, request_rate: float | None, *, slowed: float = 1.0, record_steps: bool = False) -> Served:
+    def served(
+        self, request_rate: float | None, *, slowed: float = 1.0, repeats: int = 1, record_steps: bool = False
+    ) -> Served:
         """Simulate the demand at a rate, every step ``slowed`` times as long as the clock says."""
-        load = self.question.demand.load(self.server.block_size, request_rate)
+        load = self.question.demand.load(self.server.block_size, request_rate, repeats=repeats)
         coefficients = self.question.coefficients
         blocks = coefficients.blocks if coefficients else {}
         outside = outside_of(blocks, load, self.server, gpu=self.question.gpu.name)
@@ -155,38 +168,40 @@ class Rig:
 
     def sustained(self, request_rate: float, *, slowed: float = 1.0) -> Latencies | None:
         """Return the latencies at a rate, None where the queue grows."""
-        key = (request_rate, slowed)
-        if key not in self._kept:
-            served = self.served(request_rate, slowed=slowed)
-            grows = queue_grows(served, burstiness=self.question.demand.burstiness)
-            self._kept[key] = None if grows else latencies(served)
-        return self._kept[key]
+        found = self._sustained(request_rate, slowed)
+        return found and found.latency
 
     def point(self, request_rate: float | None, objectives: Sequence[Objective] = ()) -> RatePoint:
         """Simulate one rate, with what the coefficients' domain says of its steps and the ends of their interval."""
-        served = self.served(request_rate, record_steps=True)
-        grows = request_rate is not None and queue_grows(served, burstiness=self.question.demand.burstiness)
-        assert served.steps is not None
-        summary, reach = summarise(served), self.reach(served.steps, request_rate)
-        ends = [self._latencies(request_rate, factor) for factor in (reach.faster, reach.slower)]
+        kept = None if request_rate is None else self._sustained(request_rate, 1.0)
+        repeats = kept.repeats if kept else 1
+        served = self.served(request_rate, repeats=repeats, record_steps=True)
+        grows = trend_of(served) == "grows" if request_rate is None else kept is None
+        summary, reach = summarise(served), self.reach(served, request_rate, repeats=repeats)
+        ends = [
+            None if end is None else latencies(self.served(request_rate, slowed=end, repeats=repeats))
+            for end in (reach.faster, reach.slower)
+        ]
+        met = all(one.met(summary.latency) for one in objectives) and (request_rate is None or not grows)
         return RatePoint(
             request_rate=request_rate,
             grows=grows,
-            met=not grows and all(one.met(summary.latency) for one in objectives) if objectives else None,
+            met=met if objectives else None,
             served=summary,
             reach=reach,
             faster=ends[0],
             slower=ends[1],
         )
 
-    def reach(self, steps: StepLog, request_rate: float | None) -> Reach:
+    def reach(self, served: Served, request_rate: float | None, *, repeats: int = 1) -> Reach:
         """Grade the steps of a run by what the coefficients were fitted to."""
         coefficients = self.question.coefficients
         if coefficients is None or coefficients.domain is None:
             return Reach(grade=None, reason="the coefficients do not say what they were fitted to")
-        load = self.question.demand.load(self.server.block_size, request_rate)
+        assert served.steps is not None
+        load = self.question.demand.load(self.server.block_size, request_rate, repeats=repeats)
         observed = step_observations(
-            steps, load, configuration=self.configuration, server=self.server, at_most=_GRADED_STEPS
+            served.steps, load, configuration=self.configuration, server=self.server, at_most=_GRADED_STEPS
         )
         graded = grade_steps(observed, self.question.catalog, coefficients.domain)
         grade = int(np.quantile(graded.grade, _GRADE_QUANTILE, method="inverted_cdf"))
@@ -201,8 +216,17 @@ class Rig:
             slower=None if ends[1] is None else math.exp(ends[1]),
         )
 
-    def _latencies(self, request_rate: float | None, slowed: float | None) -> Latencies | None:
-        return None if slowed is None else latencies(self.served(request_rate, slowed=slowed))
+    def _sustained(self, request_rate: float, slowed: float) -> _Sustained | None:
+        """Simulate more and more requests until it is plain whether the queue grows; too many count as growth."""
+        key = (request_rate, slowed)
+        if key not in self._kept:
+            repeats, trend = 1, "short"
+            while trend == "short" and repeats <= MOST_REPEATS:
+                served = self.served(request_rate, slowed=slowed, repeats=repeats)
+                trend = trend_of(served)
+                self._kept[key] = _Sustained(latencies(served), repeats) if trend == "steady" else None
+                repeats *= 2
+        return self._kept[key]
 
 
 def capacity_curve(
@@ -264,7 +288,7 @@ def throughput(rig: Rig, *, slowed: float = 1.0) -> float:
 
 
 def largest_rate(holds: Callable[[float], bool], start: float) -> float:
-    """Return the largest rate that holds: down from a rate that does not, by a factor of 1.25 a time, then by bisection.
+    """Return the largest rate that holds: down from one that does not, by a factor of 1.25 a time, then by bisection.
 
     At light loads a quantile wavers with the rate by less than a step's time, so that a limit close to it holds and
     breaks in turns: going down finds the upper end. 0 where nothing holds down to a thousandth of ``start``.
@@ -309,13 +333,23 @@ def _kept(rig: Rig, objectives: Sequence[Objective], start: float, points: Seque
     return KeptRate(rate=rate, slowest=slowest, fastest=fastest)
 
 
-def _stretched(load: RequestLoad, request_rate: float) -> RequestLoad:
-    """Return the requests of a file at another mean rate: the last arrives when ``n`` requests take that long."""
-    last_us = float(load.arrival_us[-1])
-    if last_us <= 0 or math.isinf(request_rate):
-        return replace(load, arrival_us=np.zeros(load.n_requests))
-    factor = load.n_requests / request_rate * US_PER_S / last_us
-    return replace(load, arrival_us=load.arrival_us * factor)
+def _repeated(load: RequestLoad, request_rate: float, repeats: int) -> RequestLoad:
+    """Return the requests of a file, the same again and again, at another mean rate.
+
+    The last of ``n`` requests arrives ``n / request_rate`` after the start, as the bench has it.
+    """
+    last_us, span_us = float(load.arrival_us[-1]), load.n_requests / request_rate * US_PER_S
+    own_us = load.arrival_us * (span_us / last_us) if last_us > 0 else np.zeros(load.n_requests)
+    again = np.repeat(np.arange(repeats), load.n_requests)
+    lengths = np.tile(np.diff(load.block_hashes.offsets), repeats)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    return RequestLoad(
+        arrival_us=np.tile(own_us, repeats) + (again * span_us if last_us > 0 else 0.0),
+        prompt_tokens=np.tile(load.prompt_tokens, repeats),
+        output_tokens=np.tile(load.output_tokens, repeats),
+        priority=np.tile(load.priority, repeats),
+        block_hashes=BlockHashes(np.tile(load.block_hashes.values, repeats), offsets),
+    )
 
 
 def _three_digits(rate: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -9,14 +10,15 @@ import numpy as np
 from srfa.ragged import FloatArray
 from srfa.simulate.served import Served
 from srfa.specs import Spec
-from srfa.traces.saturation import LEAST_GROWTH, little_balance
 from srfa.units import US_PER_MS, US_PER_S
 
 Metric = Literal["ttft", "tpot", "e2e"]
 Statistic = Literal["mean", "p50", "p90", "p99"]
+Trend = Literal["steady", "grows", "short"]
+"""Requests leave as fast as they come; or slower; or the run was too short to tell."""
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 STATISTICS: Final[tuple[Statistic, ...]] = get_args(Statistic)
-_GROWTH_RATIO: Final = 0.05
+_GROWTH_RATIO: Final = 0.03
 """A system that takes in this share of its arrivals without letting them out is not keeping up."""
 _STAYS: Final = 6.0
 """How many stays of a request the arrivals must last for growth to be a trend, not the filling of an empty system."""
@@ -100,27 +102,31 @@ def latencies(served: Served) -> Latencies:
     )
 
 
-def queue_grows(served: Served, *, burstiness: float = 1.0) -> bool:
-    """Return whether requests come faster than they leave: a rate that no longer run could keep up.
+def trend_of(served: Served) -> Trend:
+    """Return whether requests leave as fast as they come.
 
     The number of requests in the system, seen by those that arrive, is averaged over the second and the last third of
-    the arrivals. At ``rho`` times what the server can do it grows by ``(1 - 1/rho) n / 3``; more than 5 % of ``n / 3``,
-    and than three requests, is growth. A run whose arrivals last less than six stays of a request is still filling an
-    empty system: there Little's law, with the allowance of the data gates, decides.
+    the arrivals. At ``rho`` times what the server can do it grows by ``(1 - 1/rho) n / 3``. Up to 3 % of ``n / 3`` is
+    ``steady``; more than that and twice what Poisson arrivals vary by, ``sqrt(2 L min(1, stay / third))`` with ``L``
+    requests in the system, ``grows``. What lies between is too ``short`` to tell, and so are arrivals that last less
+    than six stays of a request: an empty system that fills looks the same as a queue that grows.
     """
     arrived, departed = served.t_arrived_us, served.t_departed_us
     third = len(arrived) // 3
     span = float(np.ptp(arrived)) if len(arrived) else 0.0
     if third == 0 or span <= 0:
-        return False
+        return "steady"
     order = np.argsort(arrived, kind="stable")
     arrived, departed = arrived[order], departed[order]
-    seen = np.arange(1, len(arrived) + 1) - np.searchsorted(np.sort(departed), arrived, side="right")
-    growth = float(seen[-third:].mean() - seen[third : 2 * third].mean())
-    if growth <= max(LEAST_GROWTH, _GROWTH_RATIO * third):
-        return False
     stay = float(np.median((departed - arrived)[:third]))
-    return span >= _STAYS * stay or not little_balance(arrived, departed, burstiness).keeps_up
+    if span < _STAYS * stay:
+        return "short"
+    seen = np.arange(1, len(arrived) + 1) - np.searchsorted(np.sort(departed), arrived, side="right")
+    middle, last = float(seen[third : 2 * third].mean()), float(seen[-third:].mean())
+    if last - middle <= _GROWTH_RATIO * third:
+        return "steady"
+    luck = math.sqrt(2.0 * middle * min(1.0, 3.0 * stay / span))
+    return "grows" if last - middle > _GROWTH_RATIO * third + 2.0 * luck else "short"
 
 
 def _quantiles(values_us: FloatArray) -> Quantiles:

@@ -56,7 +56,7 @@ def read_requests(
     prompt = _counts(frame, path, "prompt_tokens", least=1)
     names = frame["request_id"].astype(str) if "request_id" in frame else None
     return RequestLoad(
-        arrival_us=np.asarray(frame["_arrival_us"] - arrival_us.min(), dtype=np.float64),
+        arrival_us=np.array(frame["_arrival_us"] - arrival_us.min(), dtype=np.float64),
         prompt_tokens=prompt,
         output_tokens=_counts(frame, path, "output_tokens", least=1),
         priority=_counts(frame, path, "priority", least=-int(_LARGEST))
@@ -118,7 +118,7 @@ def _prefixes(frame: pd.DataFrame, path: Path, prompt_tokens: IntArray) -> tuple
     if "prefix_group" not in frame:
         return np.full(len(frame), UNSHARED, dtype=np.int64), np.zeros(len(frame), dtype=np.int64)
     codes, _ = pd.factorize(frame["prefix_group"])
-    group = np.asarray(codes, dtype=np.int64)  # a missing group has code -1, which is UNSHARED
+    group = np.array(codes, dtype=np.int64)  # a missing group has code -1, which is UNSHARED
     alone = group == UNSHARED
     shared = _counts(frame.assign(prefix_tokens=frame["prefix_tokens"].mask(alone, 0)), path, "prefix_tokens", least=0)
     _refuse(frame, path, "prefix_tokens", shared > prompt_tokens, "at most prompt_tokens")
@@ -129,7 +129,7 @@ def _counts(frame: pd.DataFrame, path: Path, name: str, *, least: int) -> IntArr
     values = _numbers(frame[name])
     bad = ~((values >= least) & (values < _LARGEST) & (values == np.floor(values)))
     _refuse(frame, path, name, bad, f"a whole number of at least {least}")
-    return np.asarray(values, dtype=np.int64)
+    return np.array(values, dtype=np.int64)
 
 
 def _numbers(column: pd.Series[Any]) -> FloatArray:

@@ -7,7 +7,6 @@ purpose and cannot fill it without bound: only open-loop jobs are held to the qu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -60,53 +59,17 @@ def check_little_law(data: JobData, workload: Workload) -> GateFinding:
     if _closed_loop(workload) or span <= 0:
         reason = _CLOSED_LOOP if _closed_loop(workload) else "fewer than two arrivals"
         return GateFinding("little_law", True, 0.0, LITTLE_TOLERANCE, reason)
-    balance = little_balance(queued_us, finished_us, workload.burstiness)
+    stay = finished_us - queued_us
+    within = np.minimum(finished_us, queued_us.max()) - queued_us
+    early = np.sort(queued_us)[queued_us.size // 2]
+    edge = _edge_ratio(stay[queued_us <= early], span)
+    luck = math.sqrt(within.sum() / span / workload.burstiness) / queued_us.size
+    missing = 1.0 - float(within.sum() / stay.sum())
     sentence = (
-        f"arrival rate x mean time in system is {balance.arrived:.3g}, mean in system {balance.seen:.3g}; "
+        f"arrival rate x mean time in system is {stay.sum() / span:.3g}, mean in system {within.sum() / span:.3g}; "
         "a lower request_rate lets the engine keep up"
     )
-    return GateFinding.at_most("little_law", balance.missing_ratio, balance.allowed_ratio, sentence)
-
-
-@dataclass(frozen=True, slots=True)
-class LittleBalance:
-    """Both sides of Little's law over the span of the arrivals.
-
-    Parameters
-    ----------
-    arrived, seen
-        Arrival rate x mean time in the system, and mean number in it, requests.
-    missing_ratio, allowed_ratio
-        How much of the first the second lacks, and how much a run that keeps up may lack.
-    """
-
-    arrived: float
-    seen: float
-    missing_ratio: float
-    allowed_ratio: float
-
-    @property
-    def keeps_up(self) -> bool:
-        """True where requests leave as fast as they come."""
-        return self.missing_ratio <= self.allowed_ratio
-
-
-def little_balance(queued: NDArray[np.float64], finished: NDArray[np.float64], burstiness: float) -> LittleBalance:
-    """Return both sides of Little's law, with the allowance that :func:`check_little_law` explains.
-
-    Parameters
-    ----------
-    queued, finished
-        When each request came and went, in any one unit; they may not all have come at once.
-    """
-    span = float(np.ptp(queued))
-    stay = finished - queued
-    within = np.minimum(finished, queued.max()) - queued
-    early = np.sort(queued)[queued.size // 2]
-    edge = _edge_ratio(stay[queued <= early], span)
-    luck = math.sqrt(within.sum() / span / burstiness) / queued.size
-    missing = 1.0 - float(within.sum() / stay.sum())
-    return LittleBalance(stay.sum() / span, within.sum() / span, missing, LITTLE_TOLERANCE + edge + luck)
+    return GateFinding.at_most("little_law", missing, LITTLE_TOLERANCE + edge + luck, sentence)
 
 
 def check_queue_growth(data: JobData, workload: Workload) -> GateFinding:
