@@ -9,6 +9,8 @@ from srfa.errors import SrfaError
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# The temporary server starts in 10 s on an idle machine; 20 s, Prefect's default, are too few on a busy one.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
