@@ -31,8 +31,8 @@ class Fallback(Spec):
     estimator_e2e_pct
         Median closed-loop error of E2E that the estimator had there, on folds that never saw the jobs.
     held_out_e2e_pct
-        The same of these coefficients, each job replayed on a fit to the configuration's other jobs; None where it has
-        one job only.
+        The same of these coefficients, each job replayed on a fit to the configuration's other workloads, or other jobs
+        where it has one workload; None where it has one job only.
     in_sample_e2e_pct
         The same with the coefficients themselves, which saw the jobs.
     coefficients

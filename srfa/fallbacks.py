@@ -21,6 +21,9 @@ from srfa.provenance import provenance_of
 from srfa.validate import cross_predict
 
 _BLACKBOX = "blackbox"
+_LEAST_GAIN = 0.1
+"""Share of the error that a black box must take away to count as better: less is the luck of a few jobs."""
+_STRICTEST_FIRST: tuple[Split, ...] = ("leave-one-workload-out", "leave-one-job-out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class FallbackSearch:
 def search_fallbacks(report: ClosedLoopReport, measurements: Measurements, *, limit_pct: float) -> FallbackSearch:
     """Fit a black box to each configuration whose median E2E error is above the limit; keep it where it is better.
 
-    Better means a lower median error: of its own held-out replays where the configuration has two jobs or more, else of
-    a replay in sample that also keeps to the limit.
+    Better means a median error lower by a tenth: of replays of held-out workloads, or of held-out jobs where all jobs
+    have one workload; with a single job, of a replay in sample that also keeps to the limit.
     """
     if report.estimator == _BLACKBOX:
         return FallbackSearch()
@@ -80,13 +83,13 @@ def _fallback(
     except FitError as error:
         return f"{missed}, and a black box cannot be fitted: {error}"
     in_sample_pct = _in_sample_e2e_pct(coefficients, job_ids, measurements)
-    held_out_pct = _held_out_e2e_pct(steps, measurements)
-    has_one_job = len(job_ids) == 1
-    own_pct = in_sample_pct if has_one_job else held_out_pct
-    how = "in sample, of its one job" if has_one_job else f"on held-out jobs ({len(job_ids)} jobs)"
+    split = _split_of(steps, measurements)
+    held_out_pct = _held_out_e2e_pct(steps, split, measurements) if split else None
+    own_pct = held_out_pct if split else in_sample_pct
+    how = f"held out ({split}, {len(job_ids)} jobs)" if split else "in sample, of its one job"
     if own_pct is None or in_sample_pct is None:
         return f"{missed}, and its black box could not be replayed"
-    if own_pct >= error_pct or (has_one_job and own_pct > limit_pct):
+    if own_pct > (1.0 - _LEAST_GAIN) * error_pct or (split is None and own_pct > limit_pct):
         return f"{missed}, and its black box is no better: {own_pct:.1f} % {how}"
     return Fallback(
         configuration=configuration,
@@ -116,11 +119,14 @@ def _in_sample_e2e_pct(
     return _median_e2e_pct(replay_learned(_BLACKBOX, [learned], measurements).replays)
 
 
-def _held_out_e2e_pct(steps: Observations, measurements: Measurements) -> float | None:
-    """Replay each job on a fit to the others; None where there is one job, or a replay fails."""
-    split: Split = "leave-one-job-out"
-    if why_impossible(steps, measurements.catalog, split):
-        return None
+def _split_of(steps: Observations, measurements: Measurements) -> Split | None:
+    """Return the strictest split that a configuration's jobs allow; None for a single job."""
+    possible = (split for split in _STRICTEST_FIRST if not why_impossible(steps, measurements.catalog, split))
+    return next(possible, None)
+
+
+def _held_out_e2e_pct(steps: Observations, split: Split, measurements: Measurements) -> float | None:
+    """Replay each job on a fit that never saw it; None where no replay succeeds."""
     validation = cross_predict(
         estimator_named(_BLACKBOX), steps, measurements.catalog, split=split, config=measurements.config
     )

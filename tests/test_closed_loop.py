@@ -18,6 +18,7 @@ from srfa.run_tables import Tables
 from srfa.schema import JOBS
 from srfa.simulate.clock import clock_of
 from srfa.validate import cross_predict
+from tests.replays import replay
 from tests.simulated_jobs import MODELS, ROWS, law, observed, quick, simulated_run
 
 LIMITS = Limits.model_validate(
@@ -187,8 +188,10 @@ def test_no_fallback_is_made_below_the_limit_or_where_it_is_no_better(run, shipp
     measured = measurements(run, shipped)
     roofline = replay_validations(validated(measured, "roofline"), measured)
     assert search_fallbacks(roofline, measured, limit_pct=1_000.0).fallbacks == ()
-    worse = report.model_copy(update={"estimator": "roofline"})
-    found = search_fallbacks(worse, measured, limit_pct=1e-9)
+    nearly_right = replay(e2e=1e-6).metrics["e2e"]
+    right = tuple(one.model_copy(update={"metrics": one.metrics | {"e2e": nearly_right}}) for one in report.replays)
+    better = report.model_copy(update={"estimator": "roofline", "replays": right})
+    found = search_fallbacks(better, measured, limit_pct=1e-9)
     assert found.fallbacks == ()
     assert len(found.declined) == len(MODELS)
     assert all("is no better" in sentence for sentence in found.declined)
@@ -200,3 +203,16 @@ def test_a_black_box_is_not_its_own_fallback(run, shipped, report):
 
 def test_a_release_folder_without_fallbacks_has_none(tmp_path):
     assert read_fallbacks(tmp_path) == ()
+
+
+def test_a_single_job_gets_a_fallback_in_sample_only_within_the_limit_and_its_error_is_not_called_held_out(
+    run, shipped
+):
+    measured = measurements(run.of_jobs([ROWS[2]["job_id"], ROWS[8]["job_id"]]), shipped)
+    report = replay_validations(validated(measured, "roofline"), measured)
+    found = search_fallbacks(report, measured, limit_pct=5.0)
+    assert len(found.fallbacks) == len(MODELS)
+    for one in found.fallbacks:
+        assert one.held_out_e2e_pct is None
+        assert one.in_sample_e2e_pct < 5.0
+        assert "in sample, of its one job" in one.sentence
