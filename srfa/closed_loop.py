@@ -115,7 +115,8 @@ def replay_learned(
             progress(len(found), total)
     replays = [one for one in found if isinstance(one, Replay)]
     not_replayed = [*lost, *(one for one in found if isinstance(one, NotReplayed))]
-    return closed_loop_report(estimator, replays, not_replayed, noise=noise_of(measurements))
+    report = closed_loop_report(estimator, replays, not_replayed, noise=noise_of(measurements))
+    return report.model_copy(update={"request_models": measurements.request_models})
 
 
 def noise_of(measurements: Measurements) -> NoiseFloor | None:

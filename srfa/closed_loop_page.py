@@ -8,6 +8,7 @@ from statistics import median
 from srfa.closed_loop_report import ClosedLoopReport, Metric, NotReplayed, Pair, Replay, Summary, nearest
 from srfa.fallback_file import Fallback
 from srfa.page import Grid, Section
+from srfa.request_models_page import request_models_section
 from srfa.units import US_PER_MS
 
 SUMMARY_HEADS = ("split", "jobs", "metric", "median %", "bias %", "P50 %", "P90 %", "P99 %", "requests %")
@@ -114,7 +115,8 @@ def closed_loop_sections(
         figure,
     )
     jobs = Section("Closed loop: jobs", (JOB_LEGEND,), grid=Grid(JOB_HEADS, job_rows(report)))
-    return summary, jobs, *fallback_sections(fallbacks)
+    models = (request_models_section(report.request_models),) if report.request_models else ()
+    return summary, jobs, *models, *fallback_sections(fallbacks)
 
 
 def fallback_sections(fallbacks: tuple[Fallback, ...]) -> Iterator[Section]:

@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat
 
 from srfa.files import read_document, write_text
 from srfa.metrics import PERCENT
+from srfa.request_report import RequestModelReport
 from srfa.specs import Spec
 
 Metric = Literal["ttft", "tpot", "itl", "e2e", "throughput"]
@@ -193,6 +194,8 @@ class ClosedLoopReport(Spec):
         The same for each split, in the order of the limits file.
     noise
         None where no cell was measured twice.
+    request_models
+        The models of what lies outside the steps on held-out jobs; None where nothing was replayed.
     """
 
     schema_version: Literal[1] = 1
@@ -201,6 +204,7 @@ class ClosedLoopReport(Spec):
     headline: Summary | None = None
     splits: tuple[Summary, ...] = ()
     noise: NoiseFloor | None = None
+    request_models: RequestModelReport | None = None
     replays: tuple[Replay, ...] = ()
     not_replayed: tuple[NotReplayed, ...] = ()
 

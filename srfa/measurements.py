@@ -16,6 +16,7 @@ from srfa.errors import FitError
 from srfa.estimators.blackbox import configuration_name
 from srfa.fit.outside import fit_outside
 from srfa.observations import Configuration, Observations, configuration_of
+from srfa.request_report import RequestModelReport, request_models_report
 from srfa.requests import RequestObservations, request_observations
 from srfa.run_tables import Tables
 
@@ -82,6 +83,11 @@ class Measurements:
     @cached_property
     def _requests(self) -> RequestObservations:
         return request_observations(self.tables.requests, self.tables.jobs, self.tables.steps, self.catalog)
+
+    @cached_property
+    def request_models(self) -> RequestModelReport:
+        """What the models of requests say of jobs that their fit has not seen."""
+        return request_models_report(self._requests, self.config)
 
     @cached_property
     def wall_ratios(self) -> dict[str, float]:
