@@ -10,7 +10,19 @@ from typing import Final, TypeVar, cast
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., object])
-_KERNELS: Final = ("compiled", "routing", "operator_kernels", "smooth_roofline", "step_kernel")
+_KERNELS: Final = (
+    "compiled",
+    "routing",
+    "operator_kernels",
+    "smooth_roofline",
+    "step_kernel",
+    "simulate/state",
+    "simulate/blocks",
+    "simulate/waiting",
+    "simulate/scheduler",
+    "simulate/times",
+    "simulate/loop",
+)
 """Modules whose functions and constants are compiled into each other."""
 
 
@@ -22,7 +34,7 @@ def fingerprint(sources: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-_FINGERPRINT: Final = fingerprint(Path(__file__).with_name(f"{name}.py") for name in _KERNELS)
+_FINGERPRINT: Final = fingerprint(Path(__file__).parent / f"{name}.py" for name in _KERNELS)
 
 
 def compiled(function: Function) -> Function:
