@@ -12,30 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srfa.compiled import compiled
+from srfa.compiled import compiled_part
 from srfa.simulate.state import NOTHING
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HIGH = np.uint64(32)
 
 
-@compiled
+@compiled_part
 def bucket_of(name: int, rank: int, n_buckets: int) -> int:
     """Return the bucket of a name; ``n_buckets`` is a power of two."""
     mixed = np.int64((np.uint64(name) * _GOLDEN) >> _HIGH)
     return rank * n_buckets + (mixed & (n_buckets - 1))
 
 
-@compiled
+@compiled_part
 def found(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, name: int) -> int:
     """Return the first block that took this name, or -1."""
-    block = buckets[bucket].head
+    block = np.int64(buckets[bucket].head)
     while block != NOTHING and blocks[block].name != name:
-        block = blocks[block].chain_next
+        block = np.int64(blocks[block].chain_next)
     return block
 
 
-@compiled
+@compiled_part
 def remember(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, block: int, name: int) -> None:
     """Name a block, after those of its bucket that were named before it."""
     one, ends = blocks[block], buckets[bucket]
@@ -47,7 +47,7 @@ def remember(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, block: in
     ends.tail = block
 
 
-@compiled
+@compiled_part
 def forget(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, block: int) -> None:
     """Take a block's name away."""
     one, ends = blocks[block], buckets[bucket]
@@ -62,7 +62,7 @@ def forget(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, block: int)
     one.is_named = 0
 
 
-@compiled
+@compiled_part
 def unlink(blocks: NDArray[Any], block: int) -> None:
     """Take a block out of the queue it is in."""
     before, after = blocks[block].prev, blocks[block].next
@@ -70,7 +70,7 @@ def unlink(blocks: NDArray[Any], block: int) -> None:
     blocks[after].prev = before
 
 
-@compiled
+@compiled_part
 def link_after(blocks: NDArray[Any], before: int, block: int) -> None:
     """Put a block behind another one of the queue."""
     after = blocks[before].next
@@ -79,23 +79,23 @@ def link_after(blocks: NDArray[Any], before: int, block: int) -> None:
     blocks[block].prev, blocks[block].next = before, after
 
 
-@compiled
+@compiled_part
 def append_blocks(pool: Any, counts: Any, rank: Any, slot: Any, upto: int, sizes: tuple[int, int]) -> None:
     """Give a request free blocks until it has ``upto``; they lose the names they had. ``sizes``: blocks, buckets."""
     num_blocks, n_buckets = sizes
     blocks, buckets = pool.blocks, pool.buckets
     first = slot.rank * num_blocks
     while slot.n_blocks < upto:
-        block = blocks[first].next
+        block = np.int64(blocks[first].next)
         unlink(blocks, block)
         if blocks[block].is_named:
-            forget(blocks, buckets, bucket_of(blocks[block].name, slot.rank, n_buckets), block)
+            forget(blocks, buckets, bucket_of(blocks[block].name, np.int64(slot.rank), n_buckets), block)
         blocks[block].references = 1
         rank.free -= 1
         append_node(pool.nodes, counts, slot, block)
 
 
-@compiled
+@compiled_part
 def append_node(nodes: NDArray[Any], counts: Any, slot: Any, block: int) -> None:
     """Append a block to a request's table."""
     node = counts.free_node
@@ -109,7 +109,7 @@ def append_node(nodes: NDArray[Any], counts: Any, slot: Any, block: int) -> None
     slot.n_blocks += 1
 
 
-@compiled
+@compiled_part
 def hold(pool: Any, counts: Any, rank: Any, slot: Any, block: int) -> None:
     """Append a block that was found by its name; it leaves the free queue where nobody held it."""
     if pool.blocks[block].references == 0:
@@ -119,21 +119,21 @@ def hold(pool: Any, counts: Any, rank: Any, slot: Any, block: int) -> None:
     append_node(pool.nodes, counts, slot, block)
 
 
-@compiled
+@compiled_part
 def free_blocks(pool: Any, counts: Any, rank: Any, slot: Any, num_blocks: int) -> None:
     """Free a request's blocks from the last to the first: unnamed ones to the queue's head, named ones to its tail."""
     blocks, nodes = pool.blocks, pool.nodes
     first = slot.rank * num_blocks
-    front, node = first, slot.tail
+    front, node = np.int64(first), slot.tail
     while node != NOTHING:
-        block, before = nodes[node].block, nodes[node].prev
+        block, before = np.int64(nodes[node].block), nodes[node].prev
         nodes[node].prev = counts.free_node
         counts.free_node = node
         blocks[block].references -= 1
         if blocks[block].references == 0:
             rank.free += 1
             if blocks[block].is_named:
-                link_after(blocks, blocks[first].prev, block)
+                link_after(blocks, np.int64(blocks[first].prev), block)
             else:
                 link_after(blocks, front, block)
                 front = block
@@ -141,7 +141,7 @@ def free_blocks(pool: Any, counts: Any, rank: Any, slot: Any, num_blocks: int) -
     slot.tail, slot.n_blocks, slot.n_cached = NOTHING, 0, 0
 
 
-@compiled
+@compiled_part
 def name_of(asked: Any, request: int, position: int, name_stride: int) -> int:
     """Return the name of a request's block: one it may share, or one of its own, below zero."""
     at = asked.offsets[request] + position
@@ -150,34 +150,34 @@ def name_of(asked: Any, request: int, position: int, name_stride: int) -> int:
     return -1 - (request * name_stride + position)
 
 
-@compiled
+@compiled_part
 def name_full_blocks(pool: Any, asked: Any, facts: Any, slot: Any, tokens: int) -> None:
     """Name the blocks that ``tokens`` fill, so that others find them; also in the host's tier where there is one."""
     full = tokens // facts.block_size
     if full <= slot.n_cached:
         return
-    node, position = slot.tail, slot.n_blocks - 1
+    rank, node, position = np.int64(slot.rank), slot.tail, np.int64(slot.n_blocks - 1)
     while position >= slot.n_cached:
         if position < full:
-            name = name_of(asked, slot.request, position, facts.name_stride)
-            bucket = bucket_of(name, slot.rank, facts.n_buckets)
-            remember(pool.blocks, pool.buckets, bucket, pool.nodes[node].block, name)
+            name = name_of(asked, np.int64(slot.request), position, facts.name_stride)
+            bucket = bucket_of(name, rank, facts.n_buckets)
+            remember(pool.blocks, pool.buckets, bucket, np.int64(pool.nodes[node].block), name)
             if facts.host_blocks > 0:
-                keep_on_host(pool, facts, slot.rank, bucket, name)
+                keep_on_host(pool, facts, rank, bucket, name)
         node = pool.nodes[node].prev
         position -= 1
     slot.n_cached = full
 
 
-@compiled
+@compiled_part
 def keep_on_host(pool: Any, facts: Any, rank: int, bucket: int, name: int) -> None:
     """Keep a copy of a block in host memory, or note its use; the copy used longest ago makes room."""
     first = rank * (facts.host_blocks + 1)
     block = found(pool.host, pool.host_buckets, bucket, name)
     if block == NOTHING:
-        block = pool.host[first].next
+        block = np.int64(pool.host[first].next)
         if pool.host[block].is_named:
             forget(pool.host, pool.host_buckets, bucket_of(pool.host[block].name, rank, facts.n_buckets), block)
         remember(pool.host, pool.host_buckets, bucket, block, name)
     unlink(pool.host, block)
-    link_after(pool.host, pool.host[first].prev, block)
+    link_after(pool.host, np.int64(pool.host[first].prev), block)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from srfa.compiled import compiled
+from srfa.compiled import compiled_loop, compiled_part
 from srfa.simulate.scheduler import apply_output, put_together
 from srfa.simulate.state import EVENTS, IDLE, NOTHING, OUTPUT, SCHEDULE, TIMING, WAITING
 from srfa.simulate.times import is_compiled, time_of
@@ -24,7 +24,7 @@ _EMPTY_SLEEP_US: Final = 1000.0
 """The engine core sleeps a millisecond after an iteration that submitted nothing although requests are there."""
 
 
-@compiled
+@compiled_loop
 def run(world: Any, clock: Any) -> int:
     """Go on until the loop has a reason to return."""
     counts = world.counts[0]
@@ -42,11 +42,11 @@ def run(world: Any, clock: Any) -> int:
             return STUCK
 
 
-@compiled
+@compiled_part
 def _next_event(world: Any) -> bool:
     """Let the earliest event happen; False where there is none, or an engine can do nothing for its requests."""
     engines = world.engines
-    first = 0
+    first = np.int64(0)
     for number in range(1, engines.size):
         if engines[number].at_us < engines[first].at_us:
             first = number
@@ -67,7 +67,7 @@ def _next_event(world: Any) -> bool:
     return _schedule(world, first)
 
 
-@compiled
+@compiled_part
 def _next_send_us(world: Any) -> float:
     """Return when the client sends its next request: when it is due and a seat is free; never, as far as known."""
     counts, limit = world.counts[0], world.facts[0].max_concurrency
@@ -81,7 +81,7 @@ def _next_send_us(world: Any) -> float:
     return float(max(due_us, world.departures[0].at_us))
 
 
-@compiled
+@compiled_part
 def _send(world: Any, now_us: float) -> None:
     """Send a request; it is queued after its alpha."""
     counts, limit = world.counts[0], world.facts[0].max_concurrency
@@ -99,14 +99,14 @@ def _send(world: Any, now_us: float) -> None:
     counts.n_transit += 1
 
 
-@compiled
+@compiled_part
 def _queue(world: Any, now_us: float) -> None:
     """Hand a request to the rank with the fewest unfinished ones; an idle engine begins a step at once."""
     counts, ranks, slots = world.counts[0], world.ranks, world.slots
     request = world.transit[0].request
     pop_event(world.transit, counts.n_transit)
     counts.n_transit -= 1
-    rank = 0
+    rank = np.int64(0)
     for other in range(1, ranks.size):
         if ranks[other].n_unfinished < ranks[rank].n_unfinished:
             rank = other
@@ -124,7 +124,7 @@ def _queue(world: Any, now_us: float) -> None:
             engine.phase, engine.at_us = SCHEDULE, now_us
 
 
-@compiled
+@compiled_part
 def _new_slot(world: Any, request: int, rank: int) -> int:
     counts = world.counts[0]
     number = counts.free_slot
@@ -143,7 +143,7 @@ def _new_slot(world: Any, request: int, rank: int) -> int:
     return int(number)
 
 
-@compiled
+@compiled_part
 def _take_inbox(world: Any, rank: int) -> None:
     """Move a rank's new requests to its waiting queue, and note what each meets there."""
     state, slots = world.ranks[rank], world.slots
@@ -159,7 +159,7 @@ def _take_inbox(world: Any, rank: int) -> None:
     state.inbox_head = state.inbox_tail = NOTHING
 
 
-@compiled
+@compiled_part
 def _schedule(world: Any, number: int) -> bool:
     """Let an engine's ranks put a step together; False where nothing is chosen, in flight, or ever will be."""
     engine, counts = world.engines[number], world.counts[0]
@@ -181,13 +181,13 @@ def _schedule(world: Any, number: int) -> bool:
     return bool(n_unfinished == 0)
 
 
-@compiled
+@compiled_part
 def _await_output(world: Any, number: int) -> None:
     engine = world.engines[number]
     engine.phase, engine.at_us = OUTPUT, world.frames[engine.first_rank, engine.oldest].t_output_us
 
 
-@compiled
+@compiled_part
 def _times_are_there(world: Any, clock: Any) -> bool:
     """Ask the clock for every rank's step time; one that is not compiled answers from outside."""
     counts = world.counts[0]
@@ -202,7 +202,7 @@ def _times_are_there(world: Any, clock: Any) -> bool:
     return True
 
 
-@compiled
+@compiled_part
 def _submit(world: Any) -> None:
     """Submit the step that was put together: it takes as long as the slowest rank's, after the one before it."""
     facts, counts = world.facts[0], world.counts[0]
@@ -222,7 +222,7 @@ def _submit(world: Any) -> None:
         _await_output(world, counts.engine)
 
 
-@compiled
+@compiled_part
 def _output(world: Any, number: int) -> None:
     """Let the oldest step of an engine end, and the client have its tokens."""
     facts, engine = world.facts[0], world.engines[number]
@@ -246,14 +246,14 @@ def _output(world: Any, number: int) -> None:
     engine.was_empty = 0
 
 
-@compiled
+@compiled_part
 def _depart(world: Any, rank: int, frame: int) -> None:
     """Note when the client has the last tokens of requests that ended, and free their seats then."""
     step, entries, counts, asked = world.frames[rank, frame], world.entries[rank, frame], world.counts[0], world.asked
     if step.finished == 0:
         return
     for at in range(step.n_entries):
-        request = entries[at].request
+        request = np.int64(entries[at].request)
         result = world.results[request]
         if result.t_finished_us == step.t_output_us and result.t_departed_us == -np.inf:
             outside_us = asked.post_us[request] + asked.alpha_token_us[request] * asked.output_tokens[request]
@@ -263,7 +263,7 @@ def _depart(world: Any, rank: int, frame: int) -> None:
                 counts.n_departures += 1
 
 
-@compiled
+@compiled_part
 def _log_has_room(world: Any) -> bool:
     n_ranks, seqs = world.running.shape
     counts = world.counts[0]
@@ -271,7 +271,7 @@ def _log_has_room(world: Any) -> bool:
     return bool(has_steps and counts.log_entries + n_ranks * seqs <= world.log_entries.size)
 
 
-@compiled
+@compiled_part
 def _log(world: Any, rank: int, frame: int) -> None:
     """Copy a step that ended into the log."""
     counts, step = world.counts[0], world.frames[rank, frame]

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from srfa.compiled import compiled
+import numpy as np
+
+from srfa.compiled import compiled_part
 from srfa.simulate.blocks import (
     append_blocks,
     bucket_of,
@@ -26,7 +28,7 @@ from srfa.simulate.state import BY_PRIORITY, ENDED, NOTHING, PREEMPTED, RUNNING
 from srfa.simulate.waiting import first_waiting, is_later, prepend, remove_waiting
 
 
-@compiled
+@compiled_part
 def put_together(world: Any, rank: int, frame: int, now_us: float) -> None:
     """Choose the requests of a step and their tokens: running ones first, then waiting ones if none was preempted."""
     facts, state, step = world.facts[0], world.ranks[rank], world.frames[rank, frame]
@@ -42,7 +44,7 @@ def put_together(world: Any, rank: int, frame: int, now_us: float) -> None:
         step.preempted, state.n_preempted = state.n_preempted, 0
 
 
-@compiled
+@compiled_part
 def clear_totals(totals: Any, offload_bytes: float) -> None:
     """Begin a step's totals."""
     totals.prefill_tokens = totals.decode_tokens = totals.prefills = totals.decodes = 0.0
@@ -50,7 +52,7 @@ def clear_totals(totals: Any, offload_bytes: float) -> None:
     totals.offloaded_bytes, totals.is_measured = offload_bytes, 1.0
 
 
-@compiled
+@compiled_part
 def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
     """Schedule running requests in order and return what is left of the budget; without a free block one makes way."""
     facts, counts, pool, state = world.facts[0], world.counts[0], world.pool, world.ranks[rank]
@@ -59,7 +61,7 @@ def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
     sizes = (facts.num_blocks, facts.n_buckets)
     budget, at = facts.budget, 0
     while at < state.n_running and budget > 0:
-        number = running[at]
+        number = np.int64(running[at])
         slot = slots[number]
         if slot.placeholders > 0 and slot.computed + 2 - slot.placeholders >= slot.end:
             at += 1  # its last token is on its way
@@ -76,7 +78,7 @@ def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
             while slot.status == RUNNING and needed - slot.n_blocks > state.free:
                 victim = _victim(world, rank)
                 if victim < at:
-                    budget += _withdraw(world, rank, frame, running[victim])
+                    budget += _withdraw(world, rank, frame, np.int64(running[victim]))
                     at -= 1
                 _preempt(world, rank, victim)
             if slot.status != RUNNING:
@@ -91,7 +93,7 @@ def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
     return int(budget)
 
 
-@compiled
+@compiled_part
 def _enter(facts: Any, totals: Any, entry: Any, slot: Any, number: int, new: int) -> None:
     """Enter a request into the step and advance its counters, as ``_update_after_schedule`` does."""
     _add(totals, slot.prompt, new, slot.computed, 1.0)
@@ -103,7 +105,7 @@ def _enter(facts: Any, totals: Any, entry: Any, slot: Any, number: int, new: int
         slot.placeholders += 1
 
 
-@compiled
+@compiled_part
 def _add(totals: Any, prompt: int, new: int, computed: int, sign: float) -> None:
     """Add a request to a step's totals, or take it away; whole and half numbers, so the order does not matter."""
     if computed < prompt:
@@ -117,7 +119,7 @@ def _add(totals: Any, prompt: int, new: int, computed: int, sign: float) -> None
         totals.decode_context += sign * (computed + new)
 
 
-@compiled
+@compiled_part
 def _victim(world: Any, rank: int) -> int:
     """Return the position of the running request that makes way: the last, or the last by priority and arrival."""
     last = world.ranks[rank].n_running - 1
@@ -131,13 +133,13 @@ def _victim(world: Any, rank: int) -> int:
     return worst
 
 
-@compiled
+@compiled_part
 def _withdraw(world: Any, rank: int, frame: int, number: int) -> int:
     """Take a request out of the step that is being put together; return the tokens it gives back."""
     step, entries, slot = world.frames[rank, frame], world.entries[rank, frame], world.slots[number]
     for at in range(step.n_entries):
         if entries[at].slot == number:
-            new = entries[at].new
+            new = np.int64(entries[at].new)
             _add(world.totals[rank, frame], slot.prompt, new, entries[at].computed, -1.0)
             slot.in_flight -= new
             for later in range(at + 1, step.n_entries):
@@ -147,11 +149,11 @@ def _withdraw(world: Any, rank: int, frame: int, number: int) -> int:
     return 0
 
 
-@compiled
+@compiled_part
 def _preempt(world: Any, rank: int, position: int) -> None:
     """Free a running request's blocks and let it wait; what of it is in flight is stale, but its tokens count."""
     state, running = world.ranks[rank], world.running[rank]
-    number = running[position]
+    number = np.int64(running[position])
     slot = world.slots[number]
     for at in range(position + 1, state.n_running):
         running[at - 1] = running[at]
@@ -163,7 +165,7 @@ def _preempt(world: Any, rank: int, position: int) -> None:
     prepend(world, rank, number)
 
 
-@compiled
+@compiled_part
 def _admit(world: Any, rank: int, frame: int, threshold: int, budget: int) -> None:
     """Admit waiting requests in order while budget, seats and free blocks last."""
     facts, state, step = world.facts[0], world.ranks[rank], world.frames[rank, frame]
@@ -195,7 +197,7 @@ def _admit(world: Any, rank: int, frame: int, threshold: int, budget: int) -> No
         budget -= new
 
 
-@compiled
+@compiled_part
 def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
     """Find a request's leading blocks by name; at least its last token is left to compute.
 
@@ -206,12 +208,12 @@ def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
         after them.
     """
     facts, pool, asked = world.facts[0], world.pool, world.asked
-    n_hits, n_free, n_host = 0, 0, 0
+    n_hits = n_free = n_host = np.int64(0)
     if not facts.caching:
         return n_hits, n_free, n_host
     most = (slot.tokens - 1) // facts.block_size
     while n_hits < most:
-        name = name_of(asked, slot.request, n_hits, facts.name_stride)
+        name = name_of(asked, np.int64(slot.request), n_hits, facts.name_stride)
         block = found(pool.blocks, pool.buckets, bucket_of(name, rank, facts.n_buckets), name)
         if block == NOTHING:
             break
@@ -219,7 +221,7 @@ def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
         n_free += pool.blocks[block].references == 0
         n_hits += 1
     while facts.host_blocks > 0 and n_hits + n_host < most:
-        name = name_of(asked, slot.request, n_hits + n_host, facts.name_stride)
+        name = name_of(asked, np.int64(slot.request), n_hits + n_host, facts.name_stride)
         bucket = bucket_of(name, rank, facts.n_buckets)
         if found(pool.host, pool.host_buckets, bucket, name) == NOTHING:
             break
@@ -228,7 +230,7 @@ def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
     return n_hits, n_free, n_host
 
 
-@compiled
+@compiled_part
 def _fits(facts: Any, state: Any, slot: Any, hits: tuple[int, int], upto: int) -> bool:
     """Whether free blocks suffice for the tokens ``upto``, and for the whole request where the server reserves it."""
     n_hits, n_free = hits
@@ -239,12 +241,12 @@ def _fits(facts: Any, state: Any, slot: Any, hits: tuple[int, int], upto: int) -
     return bool(max(needed - n_hits, 0) <= spare)
 
 
-@compiled
+@compiled_part
 def _allocate(world: Any, rank: int, slot: Any, n_hits: int, upto: int) -> None:
     """Hold the blocks that were found, take free ones for the rest, and name those that the step fills."""
     facts, counts, pool, state = world.facts[0], world.counts[0], world.pool, world.ranks[rank]
     for at in range(n_hits):
-        hold(pool, counts, state, slot, pool.hits[at])
+        hold(pool, counts, state, slot, np.int64(pool.hits[at]))
     slot.n_cached = n_hits
     needed = (min(upto, facts.max_model_len) + facts.block_size - 1) // facts.block_size
     append_blocks(pool, counts, state, slot, needed, (facts.num_blocks, facts.n_buckets))
@@ -252,7 +254,7 @@ def _allocate(world: Any, rank: int, slot: Any, n_hits: int, upto: int) -> None:
         name_full_blocks(pool, world.asked, facts, slot, min(upto, slot.tokens))
 
 
-@compiled
+@compiled_part
 def _begin(world: Any, slot: Any, now_us: float, computed: int) -> None:
     """Let a request run; the first time is noted."""
     if slot.preemptions == 0:
@@ -261,7 +263,7 @@ def _begin(world: Any, slot: Any, now_us: float, computed: int) -> None:
     slot.status, slot.computed = RUNNING, computed
 
 
-@compiled
+@compiled_part
 def apply_output(world: Any, rank: int, frame: int) -> None:
     """End a step: its tokens are there; requests that have all of theirs free their blocks and go."""
     facts, slots, step = world.facts[0], world.slots, world.frames[rank, frame]
@@ -283,13 +285,13 @@ def apply_output(world: Any, rank: int, frame: int) -> None:
             if facts.caching and slot.status == RUNNING:
                 name_full_blocks(world.pool, world.asked, facts, slot, slot.computed - slot.placeholders)
         if slot.tokens >= slot.end:
-            _end(world, rank, entry.slot, t_output_us)
+            _end(world, rank, np.int64(entry.slot), t_output_us)
             step.finished += 1
     if step.finished > 0:
         _forget_ended(world, rank, frame)
 
 
-@compiled
+@compiled_part
 def _end(world: Any, rank: int, number: int, now_us: float) -> None:
     """Note a request's end and free its blocks; one that was preempted meanwhile has none, and leaves the queue."""
     slot, state, counts = world.slots[number], world.ranks[rank], world.counts[0]
@@ -304,7 +306,7 @@ def _end(world: Any, rank: int, number: int, now_us: float) -> None:
     counts.n_ended += 1
 
 
-@compiled
+@compiled_part
 def _forget_ended(world: Any, rank: int, frame: int) -> None:
     """Take ended requests from the running list, keep its order, and recycle their slots."""
     slots, running, state = world.slots, world.running[rank], world.ranks[rank]

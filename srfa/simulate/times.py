@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from srfa.compiled import compiled
+from srfa.compiled import compiled_part
 from srfa.operator_kernels import StepTotals
 from srfa.ragged import FloatArray, IntArray
 from srfa.step_kernel import step_us
@@ -35,13 +35,13 @@ class CompiledClock(NamedTuple):
     scratch: tuple[FloatArray, FloatArray, FloatArray]
 
 
-@compiled
+@compiled_part
 def is_compiled(clock: Any) -> bool:
     """Whether :func:`time_of` has an answer."""
     return bool(clock.kind != OUTSIDE)
 
 
-@compiled
+@compiled_part
 def time_of(totals: Any, clock: Any) -> float:
     """Return a step's time, microseconds."""
     if clock.kind == OPERATORS:

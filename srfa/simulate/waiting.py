@@ -11,11 +11,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from srfa.compiled import compiled
+from srfa.compiled import compiled_part
 from srfa.simulate.state import BY_PRIORITY, NOTHING
 
 
-@compiled
+@compiled_part
 def enqueue(world: Any, rank: int, slot: int) -> None:
     """Put a request behind those that wait."""
     state, slots = world.ranks[rank], world.slots
@@ -31,7 +31,7 @@ def enqueue(world: Any, rank: int, slot: int) -> None:
     state.n_waiting += 1
 
 
-@compiled
+@compiled_part
 def prepend(world: Any, rank: int, slot: int) -> None:
     """Put a preempted request before those that wait; by priority it goes where it belongs."""
     state, slots = world.ranks[rank], world.slots
@@ -47,7 +47,7 @@ def prepend(world: Any, rank: int, slot: int) -> None:
     state.n_waiting += 1
 
 
-@compiled
+@compiled_part
 def first_waiting(world: Any, rank: int) -> int:
     """Return the slot that is next, or -1."""
     if world.ranks[rank].n_waiting == 0:
@@ -55,7 +55,7 @@ def first_waiting(world: Any, rank: int) -> int:
     return int(world.heap[rank, 0]) if world.facts[0].policy == BY_PRIORITY else int(world.ranks[rank].head)
 
 
-@compiled
+@compiled_part
 def remove_waiting(world: Any, rank: int, slot: int) -> None:
     """Take a request out, wherever it stands."""
     state, slots = world.ranks[rank], world.slots
@@ -74,7 +74,7 @@ def remove_waiting(world: Any, rank: int, slot: int) -> None:
     state.n_waiting -= 1
 
 
-@compiled
+@compiled_part
 def is_later(world: Any, one: int, other: int) -> bool:
     """Whether a slot's request comes after another's by priority and then arrival."""
     a, b = world.slots[one].request, world.slots[other].request
@@ -84,14 +84,14 @@ def is_later(world: Any, one: int, other: int) -> bool:
     return bool(world.results[a].t_arrived_us > world.results[b].t_arrived_us)
 
 
-@compiled
+@compiled_part
 def _precedes(world: Any, one: int, other: int) -> bool:
     if is_later(world, other, one):
         return True
     return not is_later(world, one, other) and bool(world.slots[one].request < world.slots[other].request)
 
 
-@compiled
+@compiled_part
 def _push_slot(world: Any, rank: int, slot: int) -> None:
     heap, state = world.heap[rank], world.ranks[rank]
     at = state.n_waiting
@@ -100,7 +100,7 @@ def _push_slot(world: Any, rank: int, slot: int) -> None:
     _rise(world, rank, at)
 
 
-@compiled
+@compiled_part
 def _rise(world: Any, rank: int, at: int) -> None:
     heap = world.heap[rank]
     while at > 0 and _precedes(world, heap[at], heap[(at - 1) // 2]):
@@ -109,7 +109,7 @@ def _rise(world: Any, rank: int, at: int) -> None:
         at = up
 
 
-@compiled
+@compiled_part
 def _sink(world: Any, rank: int, at: int) -> None:
     heap, count = world.heap[rank], world.ranks[rank].n_waiting
     while 2 * at + 1 < count:
@@ -122,7 +122,7 @@ def _sink(world: Any, rank: int, at: int) -> None:
         at = down
 
 
-@compiled
+@compiled_part
 def _remove_slot(world: Any, rank: int, slot: int) -> None:
     heap, state = world.heap[rank], world.ranks[rank]
     at = 0
@@ -136,7 +136,7 @@ def _remove_slot(world: Any, rank: int, slot: int) -> None:
         _sink(world, rank, at)
 
 
-@compiled
+@compiled_part
 def push_event(heap: NDArray[Any], count: int, at_us: float, request: int) -> None:
     """Add an event to ``count`` others; the caller counts."""
     at = count
@@ -150,7 +150,7 @@ def push_event(heap: NDArray[Any], count: int, at_us: float, request: int) -> No
     heap[at].at_us, heap[at].request = at_us, request
 
 
-@compiled
+@compiled_part
 def pop_event(heap: NDArray[Any], count: int) -> None:
     """Take the first of ``count`` events away; the caller has read it, and counts."""
     last = count - 1
