@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ _HUBER_DELTA = 0.1
 """Where the settings name no threshold of their own; adaptive ones (``huber_delta_iqr``) are not used here."""
 _FIRST = np.zeros(1, dtype=np.int64)
 _SHARED = ("memory", "compute", "linear")
+_Arrays = tuple[FloatArray, FloatArray, FloatArray]
 _DEVIATING = ("gpu_memory", "gpu_compute", "software_host")
 
 
@@ -113,6 +115,11 @@ class StepClock:
     def step_time_us(self, totals: StepTotals) -> float:
         """Return the predicted time of a step with these totals, microseconds."""
         return step_us(totals, self._constants, self._kind, self._factors, self._scratch)
+
+    @property
+    def compiled_arguments(self) -> tuple[Any, IntArray, _Arrays, _Arrays]:
+        """What :func:`srfa.step_kernel.step_us` takes beside the totals; the scratch is this clock's own."""
+        return self._constants, self._kind, self._factors, self._scratch
 
 
 def _factors(coefficients: Coefficients, groups: Groups, excess: FloatArray) -> Factors:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from srfa.errors import InputError
 from srfa.operator_kernels import TOTALS_DTYPE, StepTotals
 from srfa.ragged import IntArray
-from srfa.simulate.clock import Clock
+from srfa.simulate.clock import AskedStep, Clock
 from srfa.simulate.load import RequestLoad
 from srfa.simulate.loop import ASK, DONE, FLUSH, run
 from srfa.simulate.outside import Outside
@@ -43,7 +43,7 @@ def simulate(
     chunks: list[_Chunk] = []
     while (reason := run(world, clock.kernel)) != DONE:
         if reason == ASK:
-            _answer(world, clock)
+            _answer(world, server, clock)
         elif reason == FLUSH:
             chunks.append(_take_log(world))
         else:
@@ -54,14 +54,29 @@ def simulate(
 _Chunk = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def _answer(world: World, clock: Clock) -> None:
+def _answer(world: World, server: Server, clock: Clock) -> None:
+    """Ask the clock from outside about the step of every rank that is put together."""
     counts = world.counts[0]
     engine, frame = world.engines[counts["engine"]], counts["frame"]
     for rank in range(int(engine["first_rank"]), int(engine["end_rank"])):
-        if world.frames[rank, frame]["n_entries"]:
-            assert clock.ask is not None
-            world.times_us[rank] = clock.ask(StepTotals(*world.totals[rank, frame].tolist()))
+        if world.frames[rank, frame]["n_entries"] and clock.ask is not None:
+            world.times_us[rank] = clock.ask(_asked_step(world, rank, int(frame), server))
     counts["answered"] = 1
+
+
+def _asked_step(world: World, rank: int, frame: int, server: Server) -> AskedStep:
+    step = world.frames[rank, frame]
+    entries = world.entries[rank, frame, : step["n_entries"]]
+    new, computed = entries["new"].astype(np.float64), entries["computed"].astype(np.float64)
+    is_prefill = computed < world.asked.prompt_tokens[entries["request"]]
+    return AskedStep(
+        StepTotals(*world.totals[rank, frame].tolist()),
+        new[is_prefill],
+        computed[is_prefill],
+        (computed + new)[~is_prefill],
+        1.0 - float(step["free"]) / (server.num_gpu_blocks - 1),
+        server,
+    )
 
 
 def _take_log(world: World) -> _Chunk:

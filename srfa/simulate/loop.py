@@ -164,18 +164,22 @@ def _schedule(world: Any, number: int) -> bool:
     """Let an engine's ranks put a step together; False where nothing is chosen, in flight, or ever will be."""
     engine, counts = world.engines[number], world.counts[0]
     frame = (engine.oldest + engine.n_flying) % world.facts[0].depth
-    n_entries, n_unfinished = 0, 0
+    n_entries, n_unfinished, n_preempted = 0, 0, 0
     for rank in range(engine.first_rank, engine.end_rank):
         _take_inbox(world, rank)
         put_together(world, rank, frame, engine.at_us)
         n_entries += world.frames[rank, frame].n_entries
         n_unfinished += world.ranks[rank].n_unfinished
+        n_preempted += world.ranks[rank].n_preempted
     if n_entries > 0:
         counts.stage, counts.engine, counts.frame, counts.answered = TIMING, number, frame, 0
         return True
     if engine.n_flying > 0:
         engine.was_empty = 1
         _await_output(world, number)
+        return True
+    if n_preempted > 0:  # the request that lacked a block was the victim itself: try again
+        engine.at_us += _EMPTY_SLEEP_US
         return True
     engine.phase, engine.at_us = IDLE, np.inf
     return bool(n_unfinished == 0)

@@ -12,6 +12,8 @@ from srfa.step_kernel import step_us
 OUTSIDE, LINEAR, OPERATORS = range(3)
 """Kinds of clocks: asked from outside; linear in the totals; the formula of ``srfa``."""
 N_TOTALS: Final = len(StepTotals._fields)
+N_WEIGHTS: Final = N_TOTALS + 2
+"""Weights of a linear clock: of each total, the constant, the least time."""
 
 
 class CompiledClock(NamedTuple):

@@ -76,19 +76,13 @@ def remove_waiting(world: Any, rank: int, slot: int) -> None:
 
 @compiled_part
 def is_later(world: Any, one: int, other: int) -> bool:
-    """Whether a slot's request comes after another's by priority and then arrival."""
+    """Whether a slot's request comes after another's by priority, then arrival, then row."""
     a, b = world.slots[one].request, world.slots[other].request
     priority = world.asked.priority
     if priority[a] != priority[b]:
         return bool(priority[a] > priority[b])
-    return bool(world.results[a].t_arrived_us > world.results[b].t_arrived_us)
-
-
-@compiled_part
-def _precedes(world: Any, one: int, other: int) -> bool:
-    if is_later(world, other, one):
-        return True
-    return not is_later(world, one, other) and bool(world.slots[one].request < world.slots[other].request)
+    arrived, other_arrived = world.results[a].t_arrived_us, world.results[b].t_arrived_us
+    return bool(arrived > other_arrived or (arrived == other_arrived and a > b))
 
 
 @compiled_part
@@ -103,7 +97,7 @@ def _push_slot(world: Any, rank: int, slot: int) -> None:
 @compiled_part
 def _rise(world: Any, rank: int, at: int) -> None:
     heap = world.heap[rank]
-    while at > 0 and _precedes(world, heap[at], heap[(at - 1) // 2]):
+    while at > 0 and is_later(world, heap[(at - 1) // 2], heap[at]):
         up = (at - 1) // 2
         heap[at], heap[up] = heap[up], heap[at]
         at = up
@@ -114,9 +108,9 @@ def _sink(world: Any, rank: int, at: int) -> None:
     heap, count = world.heap[rank], world.ranks[rank].n_waiting
     while 2 * at + 1 < count:
         down = 2 * at + 1
-        if down + 1 < count and _precedes(world, heap[down + 1], heap[down]):
+        if down + 1 < count and is_later(world, heap[down], heap[down + 1]):
             down += 1
-        if not _precedes(world, heap[down], heap[at]):
+        if not is_later(world, heap[at], heap[down]):
             return
         heap[at], heap[down] = heap[down], heap[at]
         at = down
