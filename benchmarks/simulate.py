@@ -1,7 +1,7 @@
 """How long a simulation takes, and what it holds, with the compiled clock of ``srfa``.
 
-Run as ``python -m benchmarks.simulate``. Limits, on one core: 50,000 steps a second at batch 32 and 10,000 at batch 256;
-36 minutes of serving 15,000 requests in 6 s; ten times the requests at the same rate take no more memory but for what
+Run as ``python -m benchmarks.simulate``. Limits, on one core: 50,000 steps a second at batch 32 and 10,000 at 256; 36
+minutes of serving 15,000 requests in 6 s; ten times the requests at the same rate take no more memory but for what
 is kept of each that ended.
 """
 
@@ -89,8 +89,12 @@ def batches(clock: Clock) -> None:
         for batch in BATCHES:
             served, seconds = timed(steady(batch, 60 * batch), server, clock)
             cost_us[batch] = seconds * US_PER_S / served.n_steps
-            print(f"{scheduling}, batch {batch}: {served.n_steps / seconds:,.0f} steps/s, {cost_us[batch]:.1f} us a step")
-        print(f"  a step at batch {BATCHES[-1]} costs {cost_us[BATCHES[-1]] / cost_us[BATCHES[0]]:.1f} x one at", end="")
+            print(
+                f"{scheduling}, batch {batch}: {served.n_steps / seconds:,.0f} steps/s, {cost_us[batch]:.1f} us a step"
+            )
+        print(
+            f"  a step at batch {BATCHES[-1]} costs {cost_us[BATCHES[-1]] / cost_us[BATCHES[0]]:.1f} x one at", end=""
+        )
         print(f" {BATCHES[0]}, for {BATCHES[-1] // BATCHES[0]} x the requests", flush=True)
 
 
