@@ -101,7 +101,11 @@ def _send(world: Any, now_us: float) -> None:
 
 @compiled_part
 def _queue(world: Any, now_us: float) -> None:
-    """Hand a request to the rank with the fewest unfinished ones; an idle engine begins a step at once."""
+    """Hand a request to the rank with the fewest unfinished ones; an idle engine begins a step at once.
+
+    vLLM's client takes the larger of that count and a snapshot of (waiting + running), which is the same here, and adds
+    a penalty for waiting requests on a full cache from snapshots 100 ms old, which is left out.
+    """
     counts, ranks, slots = world.counts[0], world.ranks, world.slots
     request = world.transit[0].request
     pop_event(world.transit, counts.n_transit)

@@ -3,8 +3,14 @@
 Source: ``Scheduler.schedule`` and ``update_from_output`` (``vllm/v1/core/sched/scheduler.py``), ``AsyncScheduler``, and
 ``KVCacheManager.allocate_slots``, for one group of full attention; no speculation, adapters, encoders, pipeline stages.
 
-Cost of a step: a pass over the running requests when it is put together and one over those scheduled when it ends, a
-cache line each; blocks taken, named, found and freed cost O(1) each; the totals are summed in the first pass.
+Host memory as a tier of the cache is an approximation of vLLM's offloading connector: a block is kept there as soon as
+it is full, the one used longest ago makes room, and a hit counts as computed in the step that admits its request, whose
+``offloaded_bytes`` hold what it fetches. vLLM fetches beside running steps and lets the request wait meanwhile.
+
+Cost of a step: the totals are summed while it is put together, in one pass over the running requests; a second pass
+over those scheduled ends it. Both read one cache line a request and call nothing for one that only decodes within its
+last block. Everything else follows what changes: blocks taken, named, found and freed cost O(1) each; a request that
+ends costs its blocks, and a pass over the running list.
 """
 
 from __future__ import annotations
