@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srfa.compiled import compiled_part
-from srfa.simulate.state import NOTHING
+from srfa.simulate.state import NOTHING, whole
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HIGH = np.uint64(32)
@@ -22,17 +22,17 @@ _HIGH = np.uint64(32)
 @compiled_part
 def bucket_of(name: int, rank: int, n_buckets: int) -> int:
     """Return the bucket of a name; ``n_buckets`` is a power of two."""
-    mixed = np.int64((np.uint64(name) * _GOLDEN) >> _HIGH)
-    return rank * n_buckets + (mixed & (n_buckets - 1))
+    mixed = whole((np.uint64(name) * _GOLDEN) >> _HIGH)
+    return int(rank * n_buckets + (mixed & (n_buckets - 1)))
 
 
 @compiled_part
 def found(blocks: NDArray[Any], buckets: NDArray[Any], bucket: int, name: int) -> int:
     """Return the first block that took this name, or -1."""
-    block = np.int64(buckets[bucket].head)
+    block = whole(buckets[bucket].head)
     while block != NOTHING and blocks[block].name != name:
-        block = np.int64(blocks[block].chain_next)
-    return block
+        block = whole(blocks[block].chain_next)
+    return int(block)
 
 
 @compiled_part
@@ -86,10 +86,10 @@ def append_blocks(pool: Any, counts: Any, rank: Any, slot: Any, upto: int, sizes
     blocks, buckets = pool.blocks, pool.buckets
     first = slot.rank * num_blocks
     while slot.n_blocks < upto:
-        block = np.int64(blocks[first].next)
+        block = whole(blocks[first].next)
         unlink(blocks, block)
         if blocks[block].is_named:
-            forget(blocks, buckets, bucket_of(blocks[block].name, np.int64(slot.rank), n_buckets), block)
+            forget(blocks, buckets, bucket_of(blocks[block].name, whole(slot.rank), n_buckets), block)
         blocks[block].references = 1
         rank.free -= 1
         append_node(pool.nodes, counts, slot, block)
@@ -124,16 +124,16 @@ def free_blocks(pool: Any, counts: Any, rank: Any, slot: Any, num_blocks: int) -
     """Free a request's blocks from the last to the first: unnamed ones to the queue's head, named ones to its tail."""
     blocks, nodes = pool.blocks, pool.nodes
     first = slot.rank * num_blocks
-    front, node = np.int64(first), slot.tail
+    front, node = whole(first), slot.tail
     while node != NOTHING:
-        block, before = np.int64(nodes[node].block), nodes[node].prev
+        block, before = whole(nodes[node].block), nodes[node].prev
         nodes[node].prev = counts.free_node
         counts.free_node = node
         blocks[block].references -= 1
         if blocks[block].references == 0:
             rank.free += 1
             if blocks[block].is_named:
-                link_after(blocks, np.int64(blocks[first].prev), block)
+                link_after(blocks, whole(blocks[first].prev), block)
             else:
                 link_after(blocks, front, block)
                 front = block
@@ -154,14 +154,12 @@ def name_of(asked: Any, request: int, position: int, name_stride: int) -> int:
 def name_full_blocks(pool: Any, asked: Any, facts: Any, slot: Any, tokens: int) -> None:
     """Name the blocks that ``tokens`` fill, so that others find them; also in the host's tier where there is one."""
     full = tokens // facts.block_size
-    if full <= slot.n_cached:
-        return
-    rank, node, position = np.int64(slot.rank), slot.tail, np.int64(slot.n_blocks - 1)
+    rank, node, position = whole(slot.rank), slot.tail, whole(slot.n_blocks - 1)
     while position >= slot.n_cached:
         if position < full:
-            name = name_of(asked, np.int64(slot.request), position, facts.name_stride)
+            name = name_of(asked, whole(slot.request), position, facts.name_stride)
             bucket = bucket_of(name, rank, facts.n_buckets)
-            remember(pool.blocks, pool.buckets, bucket, np.int64(pool.nodes[node].block), name)
+            remember(pool.blocks, pool.buckets, bucket, whole(pool.nodes[node].block), name)
             if facts.host_blocks > 0:
                 keep_on_host(pool, facts, rank, bucket, name)
         node = pool.nodes[node].prev
@@ -175,9 +173,9 @@ def keep_on_host(pool: Any, facts: Any, rank: int, bucket: int, name: int) -> No
     first = rank * (facts.host_blocks + 1)
     block = found(pool.host, pool.host_buckets, bucket, name)
     if block == NOTHING:
-        block = np.int64(pool.host[first].next)
+        block = whole(pool.host[first].next)
         if pool.host[block].is_named:
             forget(pool.host, pool.host_buckets, bucket_of(pool.host[block].name, rank, facts.n_buckets), block)
         remember(pool.host, pool.host_buckets, bucket, block, name)
     unlink(pool.host, block)
-    link_after(pool.host, np.int64(pool.host[first].prev), block)
+    link_after(pool.host, whole(pool.host[first].prev), block)

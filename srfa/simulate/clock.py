@@ -129,7 +129,7 @@ def _name(coefficients: Coefficients | None, estimator: str | None) -> str:
             return str(estimator)
         raise UsageError(f"{estimator or 'a clock'} needs coefficients; fit some with 'srfa fit', or take roofline")
     if estimator not in {None, coefficients.estimator, *_UNFITTED}:
-        raise UsageError(f"coefficients of {coefficients.estimator} cannot serve {estimator}; name those of {estimator}")
+        raise UsageError(f"coefficients of {coefficients.estimator} cannot serve {estimator}; name its own")
     return estimator or coefficients.estimator
 
 

@@ -2,8 +2,8 @@
 
 Events run by time; at equal times requests come before steps, as the engine core reads its input before every step.
 A synchronous engine puts the next step together when the last one's tokens are there; an asynchronous one keeps two
-steps in flight (``EngineCore.step_with_batch_queue``, vLLM 0.32.0). An event costs O(log n) of the requests on their way
-and O(engines), beside the step itself.
+steps in flight (``EngineCore.step_with_batch_queue``, vLLM 0.32.0). An event costs O(log n) of the requests on their
+way and O(engines), beside the step itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from srfa.compiled import compiled_loop, compiled_part
 from srfa.simulate.scheduler import apply_output, put_together
-from srfa.simulate.state import EVENTS, IDLE, NOTHING, OUTPUT, SCHEDULE, TIMING, WAITING
+from srfa.simulate.state import EVENTS, IDLE, LAST, NOTHING, OUTPUT, SCHEDULE, TIMING, WAITING, whole
 from srfa.simulate.times import is_compiled, time_of
 from srfa.simulate.waiting import enqueue, pop_event, push_event
 
@@ -46,7 +46,7 @@ def run(world: Any, clock: Any) -> int:
 def _next_event(world: Any) -> bool:
     """Let the earliest event happen; False where there is none, or an engine can do nothing for its requests."""
     engines = world.engines
-    first = np.int64(0)
+    first = whole(0)
     for number in range(1, engines.size):
         if engines[number].at_us < engines[first].at_us:
             first = number
@@ -101,12 +101,16 @@ def _send(world: Any, now_us: float) -> None:
 
 @compiled_part
 def _queue(world: Any, now_us: float) -> None:
-    """Hand a request to the rank with the fewest unfinished ones; an idle engine begins a step at once."""
+    """Hand a request to the rank with the fewest unfinished ones; an idle engine begins a step at once.
+
+    vLLM's client takes the larger of that count and a snapshot of (waiting + running), which is the same here, and adds
+    a penalty for waiting requests on a full cache from snapshots 100 ms old, which is left out.
+    """
     counts, ranks, slots = world.counts[0], world.ranks, world.slots
     request = world.transit[0].request
     pop_event(world.transit, counts.n_transit)
     counts.n_transit -= 1
-    rank = np.int64(0)
+    rank = whole(0)
     for other in range(1, ranks.size):
         if ranks[other].n_unfinished < ranks[rank].n_unfinished:
             rank = other
@@ -257,9 +261,9 @@ def _depart(world: Any, rank: int, frame: int) -> None:
     if step.finished == 0:
         return
     for at in range(step.n_entries):
-        request = np.int64(entries[at].request)
-        result = world.results[request]
-        if result.t_finished_us == step.t_output_us and result.t_departed_us == -np.inf:
+        if entries[at].yields == LAST:
+            request = whole(entries[at].request)
+            result = world.results[request]
             outside_us = asked.post_us[request] + asked.alpha_token_us[request] * asked.output_tokens[request]
             result.t_departed_us = result.t_finished_us + outside_us
             if world.facts[0].max_concurrency > 0:

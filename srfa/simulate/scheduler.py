@@ -3,15 +3,19 @@
 Source: ``Scheduler.schedule`` and ``update_from_output`` (``vllm/v1/core/sched/scheduler.py``), ``AsyncScheduler``, and
 ``KVCacheManager.allocate_slots``, for one group of full attention; no speculation, adapters, encoders, pipeline stages.
 
-Cost of a step: a pass over the running requests when it is put together and one over those scheduled when it ends, a
-cache line each; blocks taken, named, found and freed cost O(1) each; the totals are summed in the first pass.
+Host memory as a tier of the cache is an approximation of vLLM's offloading connector: a block is kept there as soon as
+it is full, the one used longest ago makes room, and a hit counts as computed in the step that admits its request, whose
+``offloaded_bytes`` hold what it fetches. vLLM fetches beside running steps and lets the request wait meanwhile.
+
+Cost of a step: the totals are summed while it is put together, in one pass over the running requests; a second pass
+over those scheduled ends it. Both read one cache line a request and call nothing for one that only decodes within its
+last block. Everything else follows what changes: blocks taken, named, found and freed cost O(1) each; a request that
+ends costs its blocks, and a pass over the running list.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from srfa.compiled import compiled_part
 from srfa.simulate.blocks import (
@@ -24,7 +28,7 @@ from srfa.simulate.blocks import (
     name_full_blocks,
     name_of,
 )
-from srfa.simulate.state import BY_PRIORITY, ENDED, NOTHING, PREEMPTED, RUNNING
+from srfa.simulate.state import BY_PRIORITY, ENDED, LAST, NOTHING, PREEMPTED, RUNNING, whole
 from srfa.simulate.waiting import first_waiting, is_later, prepend, remove_waiting
 
 
@@ -61,7 +65,7 @@ def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
     sizes = (facts.num_blocks, facts.n_buckets)
     budget, at = facts.budget, 0
     while at < state.n_running and budget > 0:
-        number = np.int64(running[at])
+        number = whole(running[at])
         slot = slots[number]
         if slot.placeholders > 0 and slot.computed + 2 - slot.placeholders >= slot.end:
             at += 1  # its last token is on its way
@@ -73,19 +77,20 @@ def _schedule_running(world: Any, rank: int, frame: int, threshold: int) -> int:
         if new <= 0:
             at += 1
             continue
-        needed = (min(slot.computed + new, facts.max_model_len) + facts.block_size - 1) // facts.block_size
-        if needed > slot.n_blocks:
+        if slot.computed + new > slot.n_blocks * facts.block_size:
+            needed = (slot.computed + new + facts.block_size - 1) // facts.block_size
             while slot.status == RUNNING and needed - slot.n_blocks > state.free:
                 victim = _victim(world, rank)
                 if victim < at:
-                    budget += _withdraw(world, rank, frame, np.int64(running[victim]))
+                    budget += _withdraw(world, rank, frame, whole(running[victim]))
                     at -= 1
                 _preempt(world, rank, victim)
             if slot.status != RUNNING:
                 break
             append_blocks(pool, counts, state, slot, needed, sizes)
-        if facts.caching:
-            name_full_blocks(pool, world.asked, facts, slot, min(slot.computed + new, slot.tokens))
+        known = min(slot.computed + new, slot.tokens)
+        if facts.caching and known >= (slot.n_cached + 1) * facts.block_size:
+            name_full_blocks(pool, world.asked, facts, slot, known)
         _enter(facts, totals, entries[step.n_entries], slot, number, new)
         step.n_entries += 1
         budget -= new
@@ -139,7 +144,7 @@ def _withdraw(world: Any, rank: int, frame: int, number: int) -> int:
     step, entries, slot = world.frames[rank, frame], world.entries[rank, frame], world.slots[number]
     for at in range(step.n_entries):
         if entries[at].slot == number:
-            new = np.int64(entries[at].new)
+            new = whole(entries[at].new)
             _add(world.totals[rank, frame], slot.prompt, new, entries[at].computed, -1.0)
             slot.in_flight -= new
             for later in range(at + 1, step.n_entries):
@@ -153,7 +158,7 @@ def _withdraw(world: Any, rank: int, frame: int, number: int) -> int:
 def _preempt(world: Any, rank: int, position: int) -> None:
     """Free a running request's blocks and let it wait; what of it is in flight is stale, but its tokens count."""
     state, running = world.ranks[rank], world.running[rank]
-    number = np.int64(running[position])
+    number = whole(running[position])
     slot = world.slots[number]
     for at in range(position + 1, state.n_running):
         running[at - 1] = running[at]
@@ -208,12 +213,12 @@ def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
         after them.
     """
     facts, pool, asked = world.facts[0], world.pool, world.asked
-    n_hits = n_free = n_host = np.int64(0)
+    n_hits = n_free = n_host = whole(0)
     if not facts.caching:
         return n_hits, n_free, n_host
     most = (slot.tokens - 1) // facts.block_size
     while n_hits < most:
-        name = name_of(asked, np.int64(slot.request), n_hits, facts.name_stride)
+        name = name_of(asked, whole(slot.request), n_hits, facts.name_stride)
         block = found(pool.blocks, pool.buckets, bucket_of(name, rank, facts.n_buckets), name)
         if block == NOTHING:
             break
@@ -221,7 +226,7 @@ def _hits(world: Any, rank: int, slot: Any) -> tuple[int, int, int]:
         n_free += pool.blocks[block].references == 0
         n_hits += 1
     while facts.host_blocks > 0 and n_hits + n_host < most:
-        name = name_of(asked, np.int64(slot.request), n_hits + n_host, facts.name_stride)
+        name = name_of(asked, whole(slot.request), n_hits + n_host, facts.name_stride)
         bucket = bucket_of(name, rank, facts.n_buckets)
         if found(pool.host, pool.host_buckets, bucket, name) == NOTHING:
             break
@@ -246,7 +251,7 @@ def _allocate(world: Any, rank: int, slot: Any, n_hits: int, upto: int) -> None:
     """Hold the blocks that were found, take free ones for the rest, and name those that the step fills."""
     facts, counts, pool, state = world.facts[0], world.counts[0], world.pool, world.ranks[rank]
     for at in range(n_hits):
-        hold(pool, counts, state, slot, np.int64(pool.hits[at]))
+        hold(pool, counts, state, slot, whole(pool.hits[at]))
     slot.n_cached = n_hits
     needed = (min(upto, facts.max_model_len) + facts.block_size - 1) // facts.block_size
     append_blocks(pool, counts, state, slot, needed, (facts.num_blocks, facts.n_buckets))
@@ -282,10 +287,12 @@ def apply_output(world: Any, rank: int, frame: int) -> None:
             world.results[slot.request].t_first_token_us = t_output_us
         if facts.depth > 1 and not was_stale:
             slot.placeholders -= 1
-            if facts.caching and slot.status == RUNNING:
-                name_full_blocks(world.pool, world.asked, facts, slot, slot.computed - slot.placeholders)
+            known = slot.computed - slot.placeholders
+            if facts.caching and slot.status == RUNNING and known >= (slot.n_cached + 1) * facts.block_size:
+                name_full_blocks(world.pool, world.asked, facts, slot, known)
         if slot.tokens >= slot.end:
-            _end(world, rank, np.int64(entry.slot), t_output_us)
+            _end(world, rank, whole(entry.slot), t_output_us)
+            entry.yields = LAST
             step.finished += 1
     if step.finished > 0:
         _forget_ended(world, rank, frame)
@@ -318,7 +325,7 @@ def _forget_ended(world: Any, rank: int, frame: int) -> None:
     state.n_running = kept
     entries, counts = world.entries[rank, frame], world.counts[0]
     for at in range(world.frames[rank, frame].n_entries):
-        number = entries[at].slot
-        if slots[number].status == ENDED:
+        if entries[at].yields == LAST:
+            number = entries[at].slot
             slots[number].status, slots[number].next = NOTHING, counts.free_slot
             counts.free_slot = number

@@ -17,9 +17,13 @@ from srfa.simulate.load import RequestLoad
 from srfa.simulate.outside import Outside
 from srfa.simulate.server import Server
 
+whole: Any = np.int64
+"""Compiled functions take whole numbers of one width: another would compile them, and all they call, once more."""
 NOTHING: Final = -1
 WAITING, RUNNING, PREEMPTED, ENDED = range(4)
 """Status of a slot."""
+LAST: Final = 2
+"""What an entry yields that ends its request; others yield one token or none."""
 FIRST_COME, BY_PRIORITY = range(2)
 """Order of the waiting queue."""
 IDLE, SCHEDULE, OUTPUT = range(3)
@@ -42,7 +46,8 @@ SLOT_DTYPE: Final = np.dtype(
 """A live request, one cache line: its lengths, vLLM's counters, its last block-table node, its neighbours in a queue.
 
 ``tokens`` are those known (prompt and delivered output), ``end`` those it has when it is done; ``placeholders``,
-``in_flight`` and ``stale`` are vLLM's ``num_output_placeholders``, ``num_in_flight_tokens``, ``num_stale_output_tokens``.
+``in_flight`` and ``stale`` are vLLM's ``num_output_placeholders``, ``num_in_flight_tokens`` and
+``num_stale_output_tokens``.
 """
 BLOCK_DTYPE: Final = np.dtype(
     [("name", np.int64), *_numbers(np.int32, "is_named", "references", "next", "prev", "chain_next", "chain_prev")]
@@ -172,8 +177,6 @@ def world_of(load: RequestLoad, server: Server, outside: Outside, kv_token_bytes
     table_blocks = -(-longest // server.block_size) + 1
     facts = _facts(server, load, outside, table_blocks, kv_token_bytes)
     facts["recording"] = recording
-    results = np.zeros(n_requests, dtype=RESULT_DTYPE)
-    results["t_departed_us"] = -np.inf
     depth, heap_size = int(facts["depth"][0]), n_requests * (server.scheduling_policy == "priority")
     n_logged = (n_ranks * depth) if recording else 0
     return World(
@@ -192,7 +195,7 @@ def world_of(load: RequestLoad, server: Server, outside: Outside, kv_token_bytes
         times_us=np.zeros(n_ranks),
         transit=np.empty(n_requests, dtype=EVENT_DTYPE),
         departures=np.empty(n_requests if load.max_concurrency else 0, dtype=EVENT_DTYPE),
-        results=results,
+        results=np.zeros(n_requests, dtype=RESULT_DTYPE),
         log_frames=np.zeros(_LOG_STEPS + n_logged if recording else 0, dtype=FRAME_DTYPE),
         log_totals=np.zeros(_LOG_STEPS + n_logged if recording else 0, dtype=TOTALS_DTYPE),
         log_entries=np.zeros(_LOG_ENTRIES + n_logged * seqs if recording else 0, dtype=ENTRY_DTYPE),
