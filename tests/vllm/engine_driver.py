@@ -185,6 +185,13 @@ def scenario_untraced(folder):
     stop(engine)
 
 
+def scenario_schedules(folder):
+    """Engines that have all their requests before the first step."""
+    from tests.vllm.recorded_schedules import record_all
+
+    record_all(folder)
+
+
 def fork_processes():
     """Let vLLM fork its processes: on CPU it asks for spawn, and each would import everything again."""
     from vllm.platforms import current_platform
