@@ -103,8 +103,9 @@ def answers(finished):
 
 def serve(folder, case, engine_arguments, requests):
     """Add every request, then step until none is left; returns the outputs in the order of the requests."""
-    from tests.vllm.engine_driver import build, stop
     from vllm import SamplingParams
+
+    from tests.vllm.engine_driver import build, stop
 
     engine = build(folder / case.model, **engine_arguments)
     for index, (prompt, most) in enumerate(requests):
