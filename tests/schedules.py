@@ -9,30 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from srfa.observations import Configuration
-from srfa.simulate.clock import clock_of
+from srfa.simulate.clock import linear_clock
 from srfa.simulate.engine import simulate
 from srfa.simulate.load import BlockHashes, RequestLoad
 from srfa.simulate.server import Server
 from srfa.traces.plugin import EngineRecord, TraceRecords, parse_trace
 from srfa.traces.steps import step_entries
-from tests.steps import catalog
 
-PLACE = Configuration(
-    gpu="h100-sxm-80gb",
-    model="meta-llama/Llama-3.1-8B",
-    tensor_parallel_size=1,
-    expert_parallel_size=1,
-    data_parallel_size=1,
-    dtype="bfloat16",
-    quantization=None,
-    kv_cache_dtype=None,
-    moe_routing=None,
-    moe_kernel=None,
-    software_version=None,
-    source=None,
-)
-"""Any will do: when a step ends changes no schedule whose requests are all there."""
+CLOCK = linear_clock(1000.0)
+"""Any will do where all requests are there at once: when a step ends changes no schedule then."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +116,7 @@ def recorded_schedule(records: TraceRecords) -> Schedule:
 
 def simulated_schedule(load: RequestLoad, server: Server) -> Schedule:
     """Return what the simulator makes of it."""
-    served = simulate(load, server, clock_of(None, PLACE, catalog(), estimator="roofline"), record_steps=True)
-    return schedule_of(served)
+    return schedule_of(simulate(load, server, CLOCK, record_steps=True))
 
 
 def schedule_of(served) -> Schedule:

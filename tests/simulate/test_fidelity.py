@@ -8,18 +8,21 @@ import pytest
 
 from srfa.observations import from_table
 from srfa.operators import step_totals
-from srfa.simulate.clock import clock_of
 from srfa.simulate.engine import simulate
 from srfa.specs import BenchmarkJob, EngineArgs, Workload
 from srfa.traces.steps import steps_table
 from srfa.traces.tables import jobs_table, observations_table
-from tests.schedules import PLACE, load_of, read, recorded_schedule, server_of, simulated_schedule
+from tests.schedules import CLOCK, load_of, read, recorded_schedule, server_of, simulated_schedule
 from tests.steps import catalog
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = sorted(path.name.split(".")[0] for path in DATA.glob("schedule_*.jsonl.gz"))
 JOB = BenchmarkJob(
-    model=PLACE.model, gpu=PLACE.gpu, engine=EngineArgs(), workload=Workload(name="w"), engine_version="0.32.0"
+    model="meta-llama/Llama-3.1-8B",
+    gpu="h100-sxm-80gb",
+    engine=EngineArgs(),
+    workload=Workload(name="w"),
+    engine_version="0.32.0",
 )
 
 
@@ -35,8 +38,7 @@ def test_every_step_of_a_real_engine_is_simulated_exactly(records):
 def test_a_simulated_steps_features_are_bit_for_bit_those_of_its_trace(records):
     jobs, steps = jobs_table(JOB, records.engine, run_id="r"), steps_table(records, JOB)
     observed = observations_table(jobs, steps, {JOB.gpu: catalog().gpus[JOB.gpu]})
-    clock = clock_of(None, PLACE, catalog(), estimator="roofline")
-    log = simulate(load_of(records), server_of(records.engine), clock, record_steps=True).steps
+    log = simulate(load_of(records), server_of(records.engine), CLOCK, record_steps=True).steps
     rows = observed["step_id"].to_numpy()
     assert len(rows) >= records.steps.num_rows - 2
     expected = step_totals(from_table(observed))

@@ -6,16 +6,12 @@ import copy
 import heapq
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
-
-import numpy as np
 
 from srfa.simulate.load import RequestLoad
 from srfa.simulate.server import Server
 from srfa.units import US_PER_S
 from srfa.vllm.recorder import block_names, composition
-from tests.schedules import Batch, Outcome, Schedule, named_blocks
-
+from tests.schedules import Batch, Outcome, Schedule
 
 TIE_S = 1e-9
 """No two arrivals of a server are at one instant."""
@@ -54,7 +50,7 @@ class Played:
     times: list[Times]
     starts: list[float]
     outputs: list[float]
-    block_hashes: list[list[int]]
+    block_names: list[list[int]]
 
 
 @cache
@@ -280,51 +276,5 @@ class _Player:
 
     def _note_finished(self, step):
         noted = self.scheduler.noted
-        batch = noted.batches[step]
-        noted.batches[step] = Batch(*(getattr(batch, name) for name in Batch.__match_args__[:4]), noted.finished, batch.kv_blocks_free)
+        noted.batches[step] = replace(noted.batches[step], finished=noted.finished)
         noted.finished = 0
-
-
-def hashed(load: RequestLoad, server: Server, texts: list[list[int]]) -> RequestLoad:
-    """Return the load with its blocks named by equal tokens after equal tokens."""
-    names: dict[tuple[int, ...], int] = {}
-    prefixes = [
-        [tuple(text[:end]) for end in range(server.block_size, len(text) + 1, server.block_size)] for text in texts
-    ]
-    known = [[names.setdefault(prefix, len(names)) for prefix in each] for each in prefixes]
-    return replace(load, block_hashes=named_blocks(known))
-
-
-def random_load(rng: np.random.Generator, server: Server, every_us: float) -> tuple[RequestLoad, list[list[int]]]:
-    """Return a small load and its tokens: shared starts, repeats, later turns of earlier requests, all lengths."""
-    texts: list[list[int]] = []
-    prompts, outputs = [], []
-    starts = [rng.integers(3, 2000, server.block_size * int(n)).tolist() for n in rng.integers(1, 5, 3)]
-    longest = min(server.max_model_len, (server.num_gpu_blocks - 1) * server.block_size)
-    for _ in range(int(rng.integers(2, 15))):
-        prompt = _prompt(rng, texts, starts, server.block_size)
-        if server.enable_chunked_prefill is False:
-            prompt = prompt[: server.max_num_batched_tokens]
-        prompt = prompt[: longest - 1]
-        output = int(min(rng.integers(1, int(rng.choice([3, 20, 60]))+1), longest - len(prompt)))
-        texts.append(prompt + rng.integers(3, 2000, output).tolist())
-        prompts.append(len(prompt))
-        outputs.append(output)
-    count = len(texts)
-    arrival_us = np.sort(rng.uniform(0.0, every_us * count, count)) if every_us else np.zeros(count)
-    load = RequestLoad.of(arrival_us, np.array(prompts), np.array(outputs))
-    load.priority[:] = rng.integers(0, 4, count)
-    return load, texts
-
-
-def _prompt(rng, texts, starts, block_size):
-    kind = rng.integers(0, 5)
-    if kind == 0 and texts:
-        return list(texts[rng.integers(len(texts))])
-    if kind == 1 and texts:
-        earlier = texts[rng.integers(len(texts))]
-        return earlier[: int(rng.integers(1, len(earlier) + 1))]
-    if kind == 2 and texts:
-        return list(texts[rng.integers(len(texts))]) + rng.integers(3, 2000, int(rng.integers(1, 20))).tolist()
-    tail = rng.integers(3, 2000, int(rng.choice([0, 1, block_size, rng.integers(1, 100)]))).tolist()
-    return (starts[rng.integers(len(starts))] if kind == 3 else []) + tail or [5]
