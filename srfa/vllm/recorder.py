@@ -5,6 +5,7 @@ a hook that fails costs a record, never the engine, and a recorder that keeps fa
 """
 
 import logging
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MAX_PENDING_STEPS = 64
 """Scheduled steps without an output that are kept; vLLM has one to a few in flight."""
 
 _NS_PER_S = 1_000_000_000
+_first_64_bits = struct.Struct(">Q").unpack_from
 _logger = logging.getLogger("vllm.srfa")
 
 
@@ -274,7 +276,7 @@ def block_names(hashes: Sequence[bytes], hashes_per_block: int) -> list[int]:
     >>> block_names([bytes(7) + b"\x02", bytes(7) + b"\x04", bytes(7) + b"\x06"], 2)
     [2]
     """
-    return [int.from_bytes(each[:8], "big") >> 1 for each in hashes[hashes_per_block - 1 :: hashes_per_block]]
+    return [_first_64_bits(each)[0] >> 1 for each in hashes[hashes_per_block - 1 :: hashes_per_block]]
 
 
 def _engine_ns(reading: CpuReading) -> int:
