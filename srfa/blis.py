@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 
 from srfa.catalog import Catalog
 from srfa.errors import FitError
+from srfa.fit.outside import Blocks, predicted_us
 from srfa.metrics import PERCENT
 from srfa.observations import Observations
 from srfa.ragged import FloatArray
@@ -146,6 +147,28 @@ def alpha_us(requests: pa.Table) -> tuple[float, float, float]:
     per_request, per_token = _non_negative(basis, after[known]) if known.any() else (0.0, 0.0)
     mean = float(np.nanmean(queueing)) if np.isfinite(queueing).any() else 0.0
     return max(0.0, mean), float(per_request), float(per_token)
+
+
+def fitted_alphas_us(blocks: Blocks, requests: pa.Table | None) -> tuple[float, float, float] | None:
+    """Return the three alphas that fitted models of requests say, microseconds; None without such models.
+
+    The first is the hand-over of a prompt of mean length (of no length without the table): BLIS adds the rest of the
+    running step itself. The others are the constant after a token's step and an output token's share.
+
+    Raises
+    ------
+    CoefficientsError
+        A block was fitted by another version.
+    """
+    if not {"alpha", "post", "alpha_token"} <= set(blocks):
+        return None
+    lengths = np.zeros(1) if requests is None else _numbers(requests, "prompt_tokens")
+    mean = np.array([float(np.nanmean(lengths))]) if np.isfinite(lengths).any() else np.zeros(1)
+    return (
+        float(predicted_us(blocks, "alpha", 1, prompt_tokens=mean)[0]),
+        float(predicted_us(blocks, "post", 1)[0]),
+        float(predicted_us(blocks, "alpha_token", 1, output_tokens=np.ones(1))[0]),
+    )
 
 
 def _numbers(table: pa.Table, column: str) -> FloatArray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
-from srfa.blis import ALPHAS, BETAS, BlisProjection, project
+from srfa.blis import ALPHAS, BETAS, BlisProjection, fitted_alphas_us, project
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients, Provenance
 from srfa.errors import InputError
@@ -35,10 +36,15 @@ _BETA_LENGTHS = range(7, len(BETAS) + 1)
 def projection_of(
     coefficients: Coefficients, observations: Observations, catalog: Catalog, requests: pa.Table | None = None
 ) -> BlisProjection:
-    """Project a fit onto the BLIS basis over measured steps; see :func:`srfa.blis.project`."""
+    """Project a fit onto the BLIS basis over measured steps; see :func:`srfa.blis.project`.
+
+    A fit that carries models of requests gives its alphas by them, for requests as long as the table's on average.
+    """
     estimator = estimator_named(coefficients.estimator)
     predicted_us = estimator.predict(coefficients, estimator.features(observations, catalog))
-    return project(observations, catalog, predicted_us, requests)
+    projection = project(observations, catalog, predicted_us, requests)
+    fitted_us = fitted_alphas_us(coefficients.blocks, requests)
+    return projection if fitted_us is None else replace(projection, alpha_us=fitted_us)
 
 
 def write_blis(

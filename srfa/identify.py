@@ -17,6 +17,7 @@ from srfa.coefficients import Coefficients
 from srfa.errors import UsageError
 from srfa.estimators.protocol import Estimator
 from srfa.features import FeatureMatrix
+from srfa.fit.outside import OUTSIDE_BLOCKS
 from srfa.identification import Correlated, Helpful, Identification, Parameter
 from srfa.observations import Observations
 from srfa.ragged import FloatArray, IntArray
@@ -27,8 +28,6 @@ WEAK_LOG_SD: Final = 0.3
 """A parameter known no better than to a factor of e^0.3 = 1.35 is weakly identified."""
 PRIOR_LOG_SD: Final = 1.0
 """Before any data a parameter is known to a factor of e: it bounds the variance of one that no step depends on."""
-_REQUEST_BLOCKS: Final = frozenset({"alpha", "queue_wait", "alpha_token"})
-"""Coefficients of what happens outside the steps: no step's time depends on them."""
 _RELATIVE_STEP: Final = 1e-4
 _RESAMPLES: Final = 500
 _SMALLEST_EIGENVALUE: Final = 1e-10
@@ -71,7 +70,7 @@ def jacobian(
     places = [
         (block, position)
         for block, one in coefficients.blocks.items()
-        if block not in _REQUEST_BLOCKS
+        if block not in OUTSIDE_BLOCKS
         for position in range(len(one.names))
     ]
     if not places:

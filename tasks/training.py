@@ -14,8 +14,7 @@ from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
 from srfa.compare import compare_with_yardsticks
 from srfa.domain import training_domain
 from srfa.estimators import estimator_named
-from srfa.fit.queue import fit_queue
-from srfa.fit.token import fit_token
+from srfa.fit.outside import fit_outside
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
 from srfa.intervals import intervals_of
@@ -122,7 +121,7 @@ def fit(dataset: Dataset, estimator: str, config: FitConfig) -> Coefficients:
 
 
 def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBlock]:
-    """Fit the models of arrival, queueing and tokens; empty where observations came without the tables of a run.
+    """Fit what lies outside the steps; empty where observations came without the tables of a run.
 
     Raises
     ------
@@ -133,7 +132,7 @@ def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBl
         return {}
     tables = dataset.tables
     requests = request_observations(tables.requests, tables.jobs, tables.steps, dataset.catalog)
-    return {**fit_queue(requests, config), **fit_token(requests)}
+    return fit_outside(requests, config, steps=tables.steps, jobs=tables.jobs, observations=dataset.observations)
 
 
 def validate(dataset: Dataset, estimator: str, split: Split, config: FitConfig) -> CrossPrediction:

@@ -2,7 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from srfa.blis import BETAS, alpha_us, blis_basis, project
+from srfa.blis import BETAS, alpha_us, blis_basis, fitted_alphas_us, project
+from srfa.coefficients import CoefficientBlock
+from srfa.errors import CoefficientsError
 from tests.planted import planted_observations
 from tests.steps import observations, step
 
@@ -81,3 +83,24 @@ def test_alphas_of_requests_by_hand():
 
 def test_alphas_that_nothing_measured_are_zero():
     assert alpha_us(requests(output_tokens=[1, 2])) == (0.0, 0.0, 0.0)
+
+
+def test_alphas_of_fitted_models_are_those_of_a_prompt_of_mean_length():
+    def block(**values):
+        count = len(values)
+        parts = {"units": ("us",) * count, "lower": (0.0,) * count, "upper": (None,) * count}
+        given = {"names": tuple(values), "values": tuple(values.values()), "at_bound": (False,) * count}
+        return CoefficientBlock(**parts, **given, scales=(1.0,) * count)
+
+    blocks = {
+        "alpha": block(intercept=300.0, prompt_tokens=0.5),
+        "post": block(intercept=70.0),
+        "alpha_token": block(output_tokens=2.0),
+    }
+    table = pa.table({"prompt_tokens": pa.array([100, 300], pa.int64())})
+    assert fitted_alphas_us(blocks, table) == pytest.approx((400.0, 70.0, 2.0))
+    assert fitted_alphas_us(blocks, None) == pytest.approx((300.0, 70.0, 2.0))
+    assert fitted_alphas_us({"alpha": blocks["alpha"]}, table) is None
+    seed = blocks | {"alpha_token": block(output_tokens=2.0, prefills=1.0)}
+    with pytest.raises(CoefficientsError, match=r"'alpha_token' has features .'prefills'"):
+        fitted_alphas_us(seed, table)

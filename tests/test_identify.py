@@ -90,9 +90,10 @@ def test_an_estimator_without_named_coefficients_is_refused(planted, shipped):
         jacobian(roofline, roofline.fit(features, FitConfig()), features)
 
 
-def test_coefficients_of_requests_are_not_asked_of_steps():
+@pytest.mark.parametrize("block", ["queue_wait", "post", "between_steps", "wall_ratio"])
+def test_coefficients_of_what_lies_outside_the_steps_are_not_asked_of_steps(block):
     fitted = coefficients([1.0])
-    fitted = fitted.model_copy(update={"blocks": {**fitted.blocks, **coefficients([1.0], block="queue_wait").blocks}})
+    fitted = fitted.model_copy(update={"blocks": {**fitted.blocks, **coefficients([1.0], block=block).blocks}})
     assert jacobian(Sum(), fitted, matrix(random_columns(1))).names == ("b.p0",)
 
 

@@ -24,6 +24,7 @@ REQUEST = {
     "running_at_queue": 7,
     "waiting_at_queue": 3,
     "kv_usage_at_queue": 0.25,
+    "ttft_us": 2_450.0,
     "e2e_us": 5_600.0,
 }
 
@@ -39,6 +40,7 @@ def observed(requests, shipped, *, jobs=(JOB,), steps=()):
 def test_times_are_differences_of_the_records_in_microseconds(shipped):
     seen = observed([REQUEST], shipped)
     assert (seen.arrival_to_queued_us[0], seen.queue_wait_us[0], seen.outside_us[0]) == (400.0, 600.0, 600.0)
+    assert (seen.first_outside_us[0], seen.handover_least_us[0]) == (450.0, 400.0)
     assert (seen.running_at_queue[0], seen.waiting_at_queue[0], seen.kv_usage_at_queue[0]) == (7, 3, 0.25)
 
 
@@ -80,3 +82,23 @@ def test_recent_preemptions_are_those_of_the_last_hundred_steps_before_it_queued
         for number in range(500)
     ]
     assert observed([REQUEST], shipped, steps=steps).recent_preemptions.tolist() == [2.0]
+
+
+def test_a_step_that_ran_when_a_request_came_bounds_its_hand_over(shipped):
+    steps = [{"job_id": "job", "t_schedule_start_ns": 100_000, "t_output_ns": 390_000, "num_preempted": 0}]
+    seen = observed(
+        [REQUEST, REQUEST | {"job_id": "other"}], shipped, jobs=[JOB, JOB | {"job_id": "other"}], steps=steps
+    )
+    assert seen.handover_least_us.tolist() == [100.0, 400.0]
+    assert seen.arrival_to_queued_us.tolist() == [400.0, 400.0]
+
+
+def test_requests_of_some_jobs_keep_their_order_and_their_jobs_steps(shipped):
+    names = ("b", "a", "b", "c")
+    rows = [REQUEST | {"job_id": name, "prompt_tokens": 10 + number} for number, name in enumerate(names)]
+    jobs = [JOB | {"job_id": name} for name in "abc"]
+    steps = [{"job_id": "b", "t_schedule_start_ns": 1, "t_output_ns": 2, "num_preempted": 0}]
+    seen = observed(rows, shipped, jobs=jobs, steps=steps)
+    kept = seen.of_jobs({"b", "c"})
+    assert sorted(zip(kept.job_id, kept.prompt_tokens, strict=True)) == [("b", 10.0), ("b", 12.0), ("c", 13.0)]
+    assert set(kept.clocks) == {"b"}

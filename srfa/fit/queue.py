@@ -1,4 +1,4 @@
-"""Two queueing models, named apart: ``alpha`` (arrival to queued) and ``queue_wait`` (queued to first scheduled).
+"""Features of two queueing models: ``alpha`` (arrival to queued) and ``queue_wait`` (queued to first scheduled).
 
 A simulator adds ``alpha`` before its own queue, where waiting emerges by itself; ``queue_wait`` serves users who have
 no simulator. Features of the latter: Idea 5 of the research document, with configurable thresholds and preemptions.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from srfa.coefficients import CoefficientBlock, FitConfig
+from srfa.coefficients import FitConfig
 from srfa.features import Block, Columns
-from srfa.fit.positive import fit_positive
 from srfa.requests import RequestObservations
 
 
@@ -32,11 +31,3 @@ def queue_wait_features(requests: RequestObservations, config: FitConfig) -> Blo
         ("recent_preemptions", "1"): requests.recent_preemptions / requests.max_num_seqs,
     }
     return Block.of(columns, requests.n_requests)
-
-
-def fit_queue(requests: RequestObservations, config: FitConfig) -> dict[str, CoefficientBlock]:
-    """Fit both models; every coefficient is non-negative microseconds per unit of its feature."""
-    return {
-        "alpha": fit_positive(alpha_features(requests), requests.arrival_to_queued_us, what="alpha"),
-        "queue_wait": fit_positive(queue_wait_features(requests, config), requests.queue_wait_us, what="queue_wait"),
-    }

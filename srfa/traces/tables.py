@@ -90,6 +90,7 @@ def jobs_table(
         "model": job.model,
         "expert_parallel_size": args.expert_parallel_size,
         "workload": job.workload.name,
+        "max_concurrency": job.workload.max_concurrency,
         "kv_offload_bytes": None if args.kv_offloading_size is None else int(args.kv_offloading_size * BYTES_PER_GIB),
         "async_scheduling": engine.async_scheduling,
         "batch_queue_size": engine.batch_queue_size,

@@ -3,8 +3,8 @@ import pytest
 
 from srfa.coefficients import FitConfig
 from srfa.errors import FitError
-from srfa.fit.queue import fit_queue, queue_wait_features
-from srfa.fit.token import fit_token
+from srfa.fit.queue import queue_wait_features
+from srfa.fit.request_models import fit_request_models
 from srfa.requests import RequestObservations
 
 
@@ -16,6 +16,7 @@ def requests(seed: int = 0, n: int = 500, **changes) -> RequestObservations:
         "output_tokens": rng.integers(1, 500, n).astype(float),
         "max_model_len": np.full(n, 8192.0),
         "max_num_seqs": np.full(n, 64.0),
+        "max_num_batched_tokens": np.full(n, 2048.0),
         "running_at_queue": rng.integers(0, 64, n).astype(float),
         "waiting_at_queue": rng.integers(0, 128, n).astype(float),
         "kv_usage_at_queue": rng.uniform(0, 1, n),
@@ -25,25 +26,14 @@ def requests(seed: int = 0, n: int = 500, **changes) -> RequestObservations:
         "prompt_compute_us": rng.uniform(10, 50_000, n),
         "cached_share": rng.uniform(0, 1, n),
         "chunked_prefill": rng.integers(0, 2, n).astype(float),
+        "arrived_ns": np.zeros(n, dtype=np.int64),
         "arrival_to_queued_us": np.zeros(n),
+        "handover_least_us": np.zeros(n),
         "queue_wait_us": np.zeros(n),
         "outside_us": np.zeros(n),
+        "first_outside_us": np.zeros(n),
     }
     return RequestObservations(**(columns | changes))
-
-
-def test_planted_queueing_costs_are_recovered_under_outliers():
-    drawn = requests()
-    truth = np.array([50.0, 2_000.0, 30_000.0, 0.0, 90_000.0, 400_000.0])
-    config = FitConfig()
-    wait = queue_wait_features(drawn, config).values @ truth
-    wait[::25] += 5e6
-    arrival = 300.0 + 0.5 * drawn.prompt_tokens
-    blocks = fit_queue(requests(arrival_to_queued_us=arrival, queue_wait_us=wait), config)
-    assert blocks["alpha"]["prompt_tokens"] == pytest.approx(0.5, rel=0.02)
-    assert blocks["alpha"]["intercept"] == pytest.approx(300.0, rel=0.05)
-    assert blocks["queue_wait"]["queue_share"] == pytest.approx(30_000.0, rel=0.15)
-    assert blocks["queue_wait"]["recent_preemptions"] == pytest.approx(400_000.0, rel=0.15)
 
 
 def test_thresholds_of_kv_pressure_are_configurable_and_named():
@@ -52,27 +42,24 @@ def test_thresholds_of_kv_pressure_are_configurable_and_named():
     assert block.values[:, 3].max() == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_cost_that_would_be_negative_ends_at_its_bound():
+def test_a_designs_queueing_costs_are_recovered_under_outliers():
     drawn = requests()
-    blocks = fit_queue(requests(arrival_to_queued_us=5_000.0 - drawn.prompt_tokens), FitConfig())
-    assert blocks["alpha"].at_bound[1]
-    assert blocks["alpha"]["prompt_tokens"] == 0.0
+    truth = np.array([50.0, 2_000.0, 30_000.0, 0.0, 90_000.0, 400_000.0])
+    wait = queue_wait_features(drawn, FitConfig()).values @ truth
+    wait[::25] += 5e6
+    block = fit_request_models("srfa-seed", requests(queue_wait_us=wait), FitConfig())["queue_wait"]
+    assert block["queue_share"] == pytest.approx(30_000.0, rel=0.15)
+    assert block["recent_preemptions"] == pytest.approx(400_000.0, rel=0.15)
 
 
-def test_a_feature_that_never_occurred_costs_nothing_and_is_at_its_bound():
-    block = fit_queue(requests(kv_usage_at_queue=np.full(500, 0.2)), FitConfig())["queue_wait"]
-    assert block["kv_over_0.7"] == block["kv_over_0.9"] == 0.0
-    assert block.at_bound[3:5] == (True, True)
-
-
-def test_the_token_model_recovers_its_cost_a_token():
+def test_a_designs_token_model_recovers_its_cost_a_token():
     drawn = requests()
     outside = 40.0 * drawn.output_tokens + 900.0
-    block = fit_token(requests(outside_us=outside))["alpha_token"]
+    block = fit_request_models("srfa-seed", requests(outside_us=outside), FitConfig())["alpha_token"]
     assert block["output_tokens"] == pytest.approx(40.0, rel=0.05)
     assert block["prefills"] == pytest.approx(900.0, rel=0.1)
 
 
 def test_requests_without_the_clients_view_are_a_named_error():
     with pytest.raises(FitError, match="alpha_token: 0 usable requests for 3 coefficients"):
-        fit_token(requests(outside_us=np.full(500, np.nan)))
+        fit_request_models("srfa-seed", requests(outside_us=np.full(500, np.nan)), FitConfig())

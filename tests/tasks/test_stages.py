@@ -99,7 +99,7 @@ def test_coefficients_carry_where_they_come_from_and_how_they_did(candidate, dat
 
 def test_requests_of_a_run_get_their_own_models(dataset):
     blocks = training.fit_requests(dataset, FitConfig())
-    assert set(blocks) == {"alpha", "queue_wait", "alpha_token"}
+    assert set(blocks) == {"alpha", "queue_wait", "alpha_token", "post", "between_steps", "wall_ratio"}
     assert all(value >= 0 for block in blocks.values() for value in block.values)
 
 

@@ -59,6 +59,12 @@ def test_how_requests_were_scheduled_is_kept_and_null_where_the_trace_is_older(r
     assert not set(names) & set(OBSERVATIONS.names)
 
 
+def test_a_closed_loop_clients_seats_are_kept_and_null_where_it_had_no_limit(records, make_job):
+    closed, opened = make_job(max_concurrency=7), make_job()
+    assert jobs_table(closed, records.engine, run_id="r")["max_concurrency"].to_pylist() == [7]
+    assert jobs_table(opened, records.engine, run_id="r")["max_concurrency"].to_pylist() == [None]
+
+
 def test_what_nobody_reports_stays_as_requested(records, make_job):
     resolved = resolved_arguments(make_job({"gpu_memory_utilization": 0.8, "dtype": "half"}).engine, records.engine)
     assert (resolved.gpu_memory_utilization, resolved.dtype) == (0.8, "float16")
