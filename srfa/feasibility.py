@@ -65,6 +65,20 @@ def batched_tokens(engine: EngineArgs, gpu: GpuSpec) -> int:
     return engine.max_num_batched_tokens or default
 
 
+def activation_gib(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> float:
+    """Return GiB that a GPU keeps beside weights and KV cache: the runtime's, and the peak of a full step.
+
+    A step's peak is the residual stream and the widest layer of each token, and float32 logits of each sequence.
+    """
+    tp = engine.tensor_parallel_size
+    dense = 2 * model.intermediate_size / tp
+    routed = model.num_experts_per_tok * (2 * model.moe_intermediate_size / tp + model.hidden_size)
+    numbers = batched_tokens(engine, gpu) * (4 * model.hidden_size + max(dense, routed))
+    logits = (engine.max_num_seqs or DEFAULT_MAX_NUM_SEQS) * model.vocab_size * DTYPE_BYTES["float32"]
+    runtime = 0.0 if gpu.datasheet.kind == "cpu" else _RUNTIME_GIB
+    return runtime + (numbers * DTYPE_BYTES[compute_dtype(model, engine.dtype)] + logits) / BYTES_PER_GIB
+
+
 def _tensor_parallel(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> str | None:
     return indivisible_heads(model, engine.tensor_parallel_size, most=gpu.datasheet.gpus_per_node)
 
@@ -162,7 +176,7 @@ def _memory(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> str | None:
             f"kv_cache_memory_bytes={engine.kv_cache_memory_bytes} ({fixed:.2f} GiB) is less than one sequence of "
             f"max_model_len={context_tokens(engine, model)} of {model.name} takes ({sequence:.2f} GiB); raise it"
         )
-    activations = _activation_gib(engine, model, gpu)
+    activations = activation_gib(engine, model, gpu)
     share = 1.0 if fixed else engine.gpu_memory_utilization or DEFAULT_GPU_MEMORY_UTILIZATION
     available = share * gpu.datasheet.memory_gib
     needed = weights + (fixed or sequence) + activations
@@ -183,17 +197,6 @@ def _sequence_kv_gib(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> floa
         tokens = min(tokens, model.sliding_window + batched_tokens(engine, gpu))
     each = kv_bytes_per_token(model, engine.tensor_parallel_size, kv_cache_dtype(model, engine))
     return tokens * each / BYTES_PER_GIB
-
-
-def _activation_gib(engine: EngineArgs, model: ModelSpec, gpu: GpuSpec) -> float:
-    """Peak of a full step: residual stream and the widest layer for each token, float32 logits for each sequence."""
-    tp = engine.tensor_parallel_size
-    dense = 2 * model.intermediate_size / tp
-    routed = model.num_experts_per_tok * (2 * model.moe_intermediate_size / tp + model.hidden_size)
-    numbers = batched_tokens(engine, gpu) * (4 * model.hidden_size + max(dense, routed))
-    logits = (engine.max_num_seqs or DEFAULT_MAX_NUM_SEQS) * model.vocab_size * DTYPE_BYTES["float32"]
-    runtime = 0.0 if gpu.datasheet.kind == "cpu" else _RUNTIME_GIB
-    return runtime + (numbers * DTYPE_BYTES[compute_dtype(model, engine.dtype)] + logits) / BYTES_PER_GIB
 
 
 def _indivisible(what: str, tp: int, model: ModelSpec, allowed: list[int]) -> str:
