@@ -36,6 +36,7 @@ from srfa.options import (
 from srfa.plan import plan as plan_campaign
 from srfa.probe import run_probe
 from srfa.provenance import calibration_differences, file_hashes, provenance_of
+from srfa.simulation_verbs import simulate
 from srfa.trust_verbs import cross_validated_intervals, identify, physics
 from srfa.validation_verbs import compare, gate, validate
 
@@ -271,6 +272,7 @@ app.command()(compare)
 app.command()(physics)
 app.command()(identify)
 app.command()(gate)
+app.command()(simulate)
 
 
 @app.command()
