@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from srfa.files import writing
 from srfa.simulate.latency import Latencies, Metric, Statistic
@@ -28,7 +29,8 @@ def draw_what_if(answer: WhatIf, path: Path) -> None:
     """Draw an answer into a file; its ending says the format.
 
     One panel a latency, its statistic the objective's (P99 where there is none), with the limit as a dashed line. Rates
-    at which the queue grows are drawn hollow; the band is the 90 % interval of the steps' times, where there is one.
+    at which the queue grows are drawn hollow and apart; the band is the 90 % interval of the steps' times, where there
+    is one.
     """
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, len(_TITLES), squeeze=False).ravel()
@@ -54,13 +56,15 @@ def _panel(axes: Axes, answer: WhatIf, metric: Metric) -> None:
         _line(axes, curve, metric, statistic, color=f"C{number}")
     for limit in limits:
         axes.axhline(limit.limit_ms, color="black", linestyle="--", linewidth=1)
-        axes.annotate(
-            f" {limit.name} <= {limit.limit_ms:g}", (0, limit.limit_ms), xycoords=("axes fraction", "data"), fontsize=7
-        )
+        text = f"{limit.name} <= {limit.limit_ms:g}"
+        place = ("axes fraction", "data")
+        axes.annotate(text, (0, limit.limit_ms), (3, 3), xycoords=place, textcoords="offset points", fontsize=7)
     axes.set(yscale="log", xlabel="request rate (1/s)", title=f"{statistic.upper()} {_TITLES[metric]}")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlim(left=0)
     axes.grid(color="0.92", linewidth=0.6)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=8, which="both")
     axes.title.set_fontsize(9)
 
 
@@ -70,9 +74,9 @@ def _line(axes: Axes, curve: CapacityCurve, metric: Metric, statistic: Statistic
         return
     rates = np.array([_rate(point) for point in points])
     values = np.array([point.served.latency.value_ms(metric, statistic) for point in points])
-    axes.plot(rates, values, color=color, linewidth=1.2, label=shorten(curve.deployment.name, 90))
     grows = np.array([point.grows for point in points])
-    axes.plot(rates[~grows], values[~grows], "o", color=color, markersize=4)
+    label = shorten(curve.deployment.name, 90)
+    axes.plot(rates[~grows], values[~grows], "o-", color=color, linewidth=1.2, markersize=4, label=label)
     axes.plot(rates[grows], values[grows], "o", color=color, markersize=4, markerfacecolor="white")
     low, high = (_ends([getattr(point, end) for point in points], metric, statistic) for end in ("faster", "slower"))
     if low is not None and high is not None:

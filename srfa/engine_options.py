@@ -37,7 +37,7 @@ def _option(name: str) -> inspect.Parameter:
     kind = _kind(EngineArgs.model_fields[name].annotation)
     flag = f"--{name.replace('_', '-')}"
     names = f"{flag}/--no-{flag.removeprefix('--')}" if kind is bool else flag
-    annotation: Any = Annotated[kind | None, typer.Option(names, show_default=False)]  # type: ignore[valid-type]
+    annotation: Any = Annotated[kind | None, typer.Option(names, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -20,7 +20,7 @@ from srfa.wording import explain
 
 Words = TypeVar("Words", bound=Spec)
 ENGINE_VERSION: Final = "0.32.0"
-"""The vLLM that is simulated."""
+"""The vLLM whose scheduler is simulated."""
 _YAML: Final = frozenset({".yaml", ".yml"})
 _NOT_OF_A_JOB: Final = ("job_id", "group_id")
 _ONE_WORD: Final = re.compile(r"[A-Za-z_]+=")
@@ -49,6 +49,7 @@ class Given:
     engine: Mapping[str, object] = field(default_factory=dict)
     num_prompts: int | None = None
     seed: int = 0
+    engine_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def asked(given: Given, catalog: Catalog) -> Asked:
         workload=words,
         requests=given.requests,
         seed=given.seed or (base.seed if base else 0),
-        engine_version=base.engine_version if base else ENGINE_VERSION,
+        engine_version=given.engine_version or (base.engine_version if base else ENGINE_VERSION),
     )
 
 

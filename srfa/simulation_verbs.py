@@ -61,6 +61,9 @@ def simulate(  # noqa: PLR0913 - one parameter an option
         bool, typer.Option("--best-parallelism", help="Try every tensor (and expert) parallel size of a node.")
     ] = False,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Requests of each run, instead of the job's.")] = None,
+    engine_version: Annotated[
+        str, typer.Option(help="The vLLM whose steps are asked about, default: the job's, or 0.32.0.")
+    ] = "",
     plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
     trace_out: Annotated[
         Path | None, typer.Option(help="Rehearse the job: write its traces as a measured job's, for 'srfa ingest'.")
@@ -98,7 +101,7 @@ def simulate(  # noqa: PLR0913 - one parameter an option
         require_apart(path, [one for one in (coefficients, job, requests) if one])
     catalog = calibrated(common, calibrate)
     fitted = _fitted(coefficients, latency_mode, calibrate)
-    given = Given(job, job_id, requests, workload, model, gpu, engine, num_prompts, common.seed)
+    given = Given(job, job_id, requests, workload, model, gpu, engine, num_prompts, common.seed, engine_version)
     wanted = asked(given, catalog)
     if trace_out:
         _rehearsed(wanted, catalog, fitted, latency_mode, trace_out, step_noise=step_noise, slow_steps=slow_steps)

@@ -151,9 +151,10 @@ class Rig:
             The estimator does not know the configuration.
         """
         model, gpu, engine = question.model, question.gpu, question.deployment.engine
+        server = server_for(model, gpu, engine)
         configuration = configuration_for(model, gpu, engine, software_version=question.software_version)
         clock = clock_of(question.coefficients, configuration, question.catalog, estimator=question.estimator)
-        return cls(question, server_for(model, gpu, engine), clock, configuration)
+        return cls(question, server, clock, configuration)
 
     def served(
         self, request_rate: float | None, *, slowed: float = 1.0, repeats: int = 1, record_steps: bool = False
@@ -169,7 +170,7 @@ class Rig:
     def sustained(self, request_rate: float, *, slowed: float = 1.0) -> Latencies | None:
         """Return the latencies at a rate, None where the queue grows."""
         found = self._sustained(request_rate, slowed)
-        return found and found.latency
+        return None if found is None else found.latency
 
     def point(self, request_rate: float | None, objectives: Sequence[Objective] = ()) -> RatePoint:
         """Simulate one rate, with what the coefficients' domain says of its steps and the ends of their interval."""

@@ -57,7 +57,7 @@ def _point_row(point: RatePoint) -> tuple[str, ...]:
         *(("", "", "") if tpot is None else map(_figure, (tpot.p50, tpot.p90, tpot.p99))),
         *map(_figure, (e2e.p50, e2e.p99)),
         "queue grows" if point.grows else {True: "kept", False: "BROKEN", None: ""}[point.met],
-        "?" if point.reach.grade is None else f"{point.reach.grade}: {point.reach.reason}",
+        "?" if point.reach.grade is None else str(point.reach.grade),
     )
 
 

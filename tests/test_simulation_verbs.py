@@ -4,13 +4,21 @@ import json
 import pytest
 
 from srfa.cli import main
+from srfa.coefficients import write_coefficients
 from srfa.what_if_report import WhatIf
+from tests.simulated import linear_coefficients
 from tests.steps import ROOT
 
 FOLDERS = ("--gpus", ROOT / "hardware", "--models", ROOT / "models")
 PLACE = ("--model", "meta-llama/Llama-3.1-8B", "--gpu", "l4-24gb", "--max-model-len", "2048", "--max-num-seqs", "16")
 WORDS = ("--workload", "random_input_len=200,random_output_len=20,num_prompts=60,request_rate=2")
-ROOFLINE = ("--latency-mode", "roofline")
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fit") / "coefficients.json"
+    write_coefficients(linear_coefficients(), path)
+    return ("--coefficients", path)
 
 
 def run(*arguments):
@@ -21,9 +29,9 @@ def answer(path):
     return WhatIf.model_validate_json(path.read_text())
 
 
-def test_a_workload_is_served_once_at_its_own_times(tmp_path, capsys):
+def test_a_workload_is_served_once_at_its_own_times(tmp_path, capsys, clock):
     out = tmp_path / "results.json"
-    assert run(*PLACE, *WORDS, *ROOFLINE, "--out", out) == 0
+    assert run(*PLACE, *WORDS, *clock, "--out", out) == 0
     (curve,) = answer(out).curves
     (point,) = curve.points
     assert point.request_rate is None
@@ -34,16 +42,16 @@ def test_a_workload_is_served_once_at_its_own_times(tmp_path, capsys):
     assert "P99 of 60 requests" in shown.err
 
 
-def test_json_is_what_was_written(tmp_path, capsys):
+def test_json_is_what_was_written(tmp_path, capsys, clock):
     out = tmp_path / "results.json"
-    assert run(*PLACE, *WORDS, *ROOFLINE, "--out", out, "--json") == 0
+    assert run(*PLACE, *WORDS, *clock, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
 
 
-def test_objectives_and_a_sweep_name_the_deployment_with_the_fewest_gpus(tmp_path, capsys):
+def test_objectives_and_a_sweep_name_the_deployment_with_the_fewest_gpus(tmp_path, capsys, clock):
     out, plot = tmp_path / "results.json", tmp_path / "curve.svg"
     objectives = ("--slo", "p90_ttft_ms=2000,p90_tpot_ms=300", "--sweep", "max_num_seqs=2,16", "--num-prompts", 300)
-    assert run(*PLACE, *WORDS, *ROOFLINE, *objectives, "--out", out, "--plot", plot) == 0
+    assert run(*PLACE, *WORDS, *clock, *objectives, "--out", out, "--plot", plot) == 0
     found = answer(out)
     assert [curve.deployment.engine.max_num_seqs for curve in found.curves] == [2, 16]
     assert found.best == 1
@@ -52,12 +60,12 @@ def test_objectives_and_a_sweep_name_the_deployment_with_the_fewest_gpus(tmp_pat
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
-def test_parallel_sizes_are_tried_and_processes_change_nothing(tmp_path):
+def test_parallel_sizes_are_tried_and_processes_change_nothing(tmp_path, clock):
     texts = []
     for jobs in (1, 2):
         out = tmp_path / f"{jobs}.json"
         tried = ("--best-parallelism", "--rates", "1,4", "--jobs", jobs)
-        assert run(*PLACE, *WORDS, *ROOFLINE, *tried, "--out", out) == 0
+        assert run(*PLACE, *WORDS, *clock, *tried, "--out", out) == 0
         texts.append(out.read_text())
     assert texts[0] == texts[1]
     sizes = [curve.gpu_count for curve in answer(tmp_path / "1.json").curves]
@@ -65,18 +73,18 @@ def test_parallel_sizes_are_tried_and_processes_change_nothing(tmp_path):
     assert len(sizes) > 1
 
 
-def test_requests_of_a_file_are_served(tmp_path):
+def test_requests_of_a_file_are_served(tmp_path, clock):
     path, out = tmp_path / "r.csv", tmp_path / "results.json"
     path.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n1,200,5\n")
-    assert run(*PLACE, "--requests", path, *ROOFLINE, "--out", out) == 0
+    assert run(*PLACE, "--requests", path, *clock, "--out", out) == 0
     assert answer(out).curves[0].points[0].served.n_requests == 2
     assert answer(out).workload is None
 
 
-def test_a_job_is_rehearsed_and_ingested(tmp_path, capsys):
+def test_a_job_is_rehearsed_and_ingested(tmp_path, capsys, clock):
     out, traces = tmp_path / "results.json", tmp_path / "traces"
     noise = ("--step-noise", 0.05, "--slow-steps", 0.01)
-    assert run(*PLACE, *WORDS, *ROOFLINE, "--trace-out", traces, *noise, "--out", out) == 0
+    assert run(*PLACE, *WORDS, *clock, "--trace-out", traces, *noise, "--out", out) == 0
     (manifest,) = traces.rglob("manifest.json")
     assert json.loads(manifest.read_text())["run_id"] == "rehearsal"
     assert b"simulated" in gzip.decompress((manifest.parent / "trace.jsonl.gz").read_bytes()).splitlines()[0]
@@ -89,11 +97,11 @@ def test_a_job_is_rehearsed_and_ingested(tmp_path, capsys):
     [
         ((*PLACE, *WORDS), "name --coefficients of a fit, or take --latency-mode roofline"),
         ((*PLACE, *WORDS, "--latency-mode", "rooflin"), "expected one of srfa"),
-        ((*PLACE, *ROOFLINE), "give one of --job, --requests and --workload"),
-        ((*PLACE, *WORDS, *ROOFLINE, "--slo", "p99_ttft=3"), "did you mean 'p99_ttft_ms'"),
-        ((*PLACE, *WORDS, *ROOFLINE, "--sweep", "seats=3"), "unknown knob 'seats'"),
-        ((*PLACE, *WORDS, *ROOFLINE, "--rates", "fast"), "expected requests a second"),
-        ((*PLACE, *WORDS, *ROOFLINE, "--plot", "x.gif"), "a picture ends in"),
+        ((*PLACE, "--latency-mode", "roofline"), "give one of --job, --requests and --workload"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--slo", "p99_ttft=3"), "did you mean 'p99_ttft_ms'"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--sweep", "seats=3"), "unknown knob 'seats'"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--rates", "fast"), "expected requests a second"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--plot", "x.gif"), "a picture ends in"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_to_do(tmp_path, capsys, arguments, said):
@@ -105,13 +113,13 @@ def test_wrong_usage_ends_with_2_and_says_what_to_do(tmp_path, capsys, arguments
 
 def test_nothing_that_can_start_ends_with_4(tmp_path, capsys):
     place = ("--model", "meta-llama/Llama-3.1-70B", "--gpu", "l4-24gb")
-    assert run(*place, *WORDS, *ROOFLINE, "--out", tmp_path / "r.json") == 4
+    assert run(*place, *WORDS, "--latency-mode", "roofline", "--out", tmp_path / "r.json") == 4
     assert "raise tensor_parallel_size" in capsys.readouterr().err
 
 
-def test_a_deployment_that_cannot_start_leaves_the_others(tmp_path, capsys):
+def test_a_deployment_that_cannot_start_leaves_the_others(tmp_path, capsys, clock):
     out = tmp_path / "r.json"
-    assert run(*PLACE, *WORDS, *ROOFLINE, "--sweep", "tensor_parallel_size=1,3", "--out", out) == 0
+    assert run(*PLACE, *WORDS, *clock, "--sweep", "tensor_parallel_size=1,3", "--out", out) == 0
     assert len(answer(out).refused) == 1
     assert "does not divide" in capsys.readouterr().err
 

@@ -2,11 +2,18 @@ import math
 
 import pytest
 
+from srfa.domain import training_domain
+from srfa.errors import UsageError
+from srfa.grades import GradeInterval, Intervals
 from srfa.specs import EngineArgs, Workload
 from srfa.what_if import Demand, Question, Rig, as_given, capacity_curve, largest_rate, saturation_rate
 from srfa.what_if_report import Deployment, Objective, parse_objectives
 from srfa.what_if_sweep import answered, parallelisms, swept
+from tests.planted import planted_observations
+from tests.simulated import linear_coefficients
 from tests.steps import catalog
+
+COEFFICIENTS = linear_coefficients()
 
 WORDS = Workload(name="w", random_input_len=256, random_output_len=32, random_range_ratio=0.3, num_prompts=300)
 SLO = (Objective(statistic="p90", metric="ttft", limit_ms=600.0),)
@@ -14,7 +21,7 @@ SLO = (Objective(statistic="p90", metric="ttft", limit_ms=600.0),)
 
 def question(words=WORDS, model="meta-llama/Llama-3.1-8B", gpu="l4-24gb", **engine):
     args = EngineArgs(**{"max_model_len": 2048, "max_num_seqs": 16} | engine)
-    return Question(Deployment(model=model, gpu=gpu, engine=args), Demand(words, seed=1), catalog(), None, "roofline")
+    return Question(Deployment(model=model, gpu=gpu, engine=args), Demand(words, seed=1), catalog(), COEFFICIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,29 @@ def test_saturation_is_near_the_throughput_of_a_full_server():
 def test_slower_steps_keep_a_lower_rate():
     rig = Rig.of(question())
     assert saturation_rate(rig, slowed=1.5) == pytest.approx(saturation_rate(rig) / 1.5, rel=0.1)
+
+
+def test_an_extrapolation_is_said_and_its_interval_carried_into_latencies_and_rates():
+    ends = tuple(
+        GradeInterval(
+            grade=grade, p05=-0.1 * (grade + 1), p95=0.1 * (grade + 1), n_groups=5, source="x", method="prior"
+        )
+        for grade in range(5)
+    )
+    steps = planted_observations()
+    known = COEFFICIENTS.model_copy(
+        update={"domain": training_domain(steps, catalog()), "intervals": Intervals(grades=ends)}
+    )
+    asked = question()
+    asked = Question(asked.deployment, asked.demand, asked.catalog, known)
+    found = capacity_curve(asked, rates=(1.0,), objectives=SLO)
+    (point,) = found.points
+    assert point.reach.grade == 3
+    assert "GPU l4-24gb was not in the fit" in point.reach.reason
+    assert point.reach.slower == pytest.approx(math.exp(0.4))
+    middle, fast, slow = (one.e2e_ms.p50 for one in (point.served.latency, point.faster, point.slower))
+    assert fast < middle < slow
+    assert found.kept.slowest < found.kept.rate < found.kept.fastest
 
 
 def test_given_rates_are_the_points():
@@ -126,8 +156,6 @@ def test_a_sweep_is_every_combination():
     ("knob", "said"), [(("max_num_seq", ["8"]), "did you mean 'max_num_seqs'"), (("max_num_seqs", ["many"]), "many")]
 )
 def test_a_knob_or_value_that_does_not_exist_is_named(knob, said):
-    from srfa.errors import UsageError
-
     with pytest.raises(UsageError, match=said):
         list(swept(question().deployment, [knob]))
 
@@ -148,7 +176,5 @@ def test_parallel_sizes_are_those_that_start():
 
 @pytest.mark.parametrize("text", ["p99_ttft=500", "p98_ttft_ms=1", "p99_ttft_ms=x", "p99_ttft_ms=0", "p99_ttft_ms"])
 def test_an_objective_that_is_none_is_refused(text):
-    from srfa.errors import UsageError
-
     with pytest.raises(UsageError, match="--slo"):
         parse_objectives(text)

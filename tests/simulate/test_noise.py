@@ -1,10 +1,11 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
 from srfa.operator_kernels import StepTotals
-from srfa.simulate.clock import linear_clock
+from srfa.simulate.clock import AskedStep, linear_clock
 from srfa.simulate.engine import simulate
 from srfa.simulate.load import RequestLoad
 from srfa.simulate.noise import Noise, exact_us, noisy_clock
@@ -12,6 +13,8 @@ from srfa.simulate.server import Server
 
 SERVER = Server(max_num_batched_tokens=256, max_num_seqs=8, max_model_len=512, block_size=16, num_gpu_blocks=200)
 CLOCK = linear_clock(1000.0, StepTotals(prefill_tokens=10.0, decodes=100.0, is_measured=0.0))
+
+ASKED = AskedStep(StepTotals(), np.zeros(0), np.zeros(0), np.zeros(0), 0.0, SERVER)
 
 
 def load():
@@ -44,7 +47,7 @@ def test_noise_of_no_width_changes_nothing():
 def test_a_step_takes_its_noisy_time_and_the_run_follows():
     noise = Noise(log_sd=0.3, seed=1)
     log = simulate(load(), SERVER, noisy_clock(CLOCK, noise), record_steps=True).steps
-    exact = [exact_us(CLOCK, StepTotals(*totals)) for totals in log.totals.tolist()]
+    exact = [exact_us(CLOCK, replace(ASKED, totals=StepTotals(*totals))) for totals in log.totals.tolist()]
     np.testing.assert_allclose(log.step_time_us / exact, list(islice(noise.factors(), log.n_steps)), rtol=1e-12)
     took = log.t_output_us - np.maximum(log.t_start_us, np.concatenate([[0.0], log.t_output_us[:-1]]))
     np.testing.assert_allclose(took, log.step_time_us)
