@@ -24,7 +24,7 @@ from tests.test_microbenchmark import H100
 VERBS = {
     "expand", "plan", "probe", "ingest", "fit", "predict", "validate", "compare", "gate", "export", "report", "physics",
     "identify",
-    "simulate",
+    "replay", "simulate",
 }  # fmt: skip
 GRADED = {"domain_grade", "domain_reason", "leverage_ratio"}
 LIMITS = "splits:\n  leave-one-gpu-out:\n    max_mape_pct: {}\n"
