@@ -37,6 +37,9 @@ _RAY_ENVIRONMENT: Final[Mapping[str, str]] = {
 }
 
 
+_FRONT_END_CPUS: Final = 1
+
+
 class ClusterSettings(Spec):
     """Where groups run and how long they may wait and take.
 
@@ -45,7 +48,7 @@ class ClusterSettings(Spec):
     address
         Of a running Ray cluster; None starts one on this machine, on loopback only.
     num_cpus
-        CPUs the local Ray offers; None for all of this machine.
+        CPUs the local Ray offers; None for all of this machine, and at least what one server on one core needs.
     local_gpu_type
         What the GPUs of this machine are called in ``hardware/``, for the local Ray.
     placement_timeout_s
@@ -74,10 +77,14 @@ def resource_name(gpu: str) -> str:
 
 
 def bundle(gpu: GpuSpec, job: BenchmarkJob) -> dict[str, float]:
-    """Return what one server occupies on one node: a single bundle, because a Ray task lives in one."""
+    """Return what one server occupies on one node: a single bundle, because a Ray task lives in one.
+
+    On a CPU its own front end and its clients need a core beside those it computes on: servers side by side without
+    one take it from each other, and repeats of a job then differ by a third.
+    """
     count = float(job.engine.gpu_count)
     if gpu.datasheet.kind == "cpu":
-        return {"CPU": count * (gpu.datasheet.omp_threads or 1), resource_name(gpu.name): 1.0}
+        return {"CPU": count * (gpu.datasheet.omp_threads or 1) + _FRONT_END_CPUS, resource_name(gpu.name): 1.0}
     return {"GPU": count, "CPU": count, resource_name(gpu.name): count}
 
 
@@ -114,7 +121,7 @@ def _initialise(settings: ClusterSettings, gpus: Iterable[GpuSpec]) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=settings.num_cpus,
+        num_cpus=settings.num_cpus or max(len(os.sched_getaffinity(0)), 1 + _FRONT_END_CPUS),
         resources=_local_resources(settings, gpus),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
