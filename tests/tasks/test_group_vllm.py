@@ -121,7 +121,7 @@ def test_kill_9_of_the_inner_guard_leaves_no_vllm_process(job, cpu, request_, tm
 def test_kill_9_of_the_ray_worker_leaves_no_vllm_process(job, cpu, request_):
     group = EngineGroup(group_id=job.group_id, jobs=(job,))
     answers = []
-    with connected(ClusterSettings(num_cpus=1), [cpu]):
+    with connected(ClusterSettings(num_cpus=2), [cpu]):
         run = threading.Thread(
             target=lambda: answers.append(run_group_on_ray(group, request_, ClusterSettings())), daemon=True
         )
