@@ -25,6 +25,16 @@ JOB_HEADS = (
     "wall/label",
     "steps",
 )
+ERROR_HEADS = (
+    "job",
+    "configuration, workload",
+    "TTFT %",
+    "TPOT %",
+    "E2E %",
+    "tokens/s %",
+    "step time %",
+    "wall/label %",
+)
 LOST_HEADS = ("job", "split", "reason")
 LEGEND = (
     "median %: median over jobs of the absolute error of a job's mean; bias %: mean of the signed ones (negative: too"
@@ -36,6 +46,11 @@ JOB_LEGEND = (
     " measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. wall/label: where"
     " labels are CPU time, the host's other work, which no clock can know. steps: that the engine took -> the"
     " simulator. Worst E2E first."
+)
+ERROR_LEGEND = (
+    "Signed errors of means, worst E2E first (negative: predicted too fast). step time: the same coefficients asked for"
+    " each measured batch by itself; where it is right and E2E is not, the loop is off and not the clock. wall/label:"
+    " where labels are CPU time, the host's other work, which no clock can know. --out has what was measured."
 )
 _NEAREST = "nearest fold"
 _SHOWN: tuple[tuple[Metric, float], ...] = (
@@ -88,9 +103,12 @@ def summary_rows(report: ClosedLoopReport) -> tuple[tuple[str, ...], ...]:
 
 def job_rows(report: ClosedLoopReport) -> tuple[tuple[str, ...], ...]:
     """Return one row a job on its nearest fold, under :data:`JOB_HEADS`, the worst first, those that were seen last."""
-    unseen = nearest(report.replays)
-    seen = tuple(replay for replay in report.replays if replay.seen)
-    return tuple(_job_row(one) for group in (unseen, seen) for one in sorted(group, key=_badness, reverse=True))
+    return tuple(_job_row(one) for one in _worst_first(report))
+
+
+def error_rows(report: ClosedLoopReport) -> tuple[tuple[str, ...], ...]:
+    """Return the same as signed errors alone, under :data:`ERROR_HEADS`."""
+    return tuple(_error_row(one) for one in _worst_first(report))
 
 
 def lost_rows(report: ClosedLoopReport) -> tuple[tuple[str, ...], ...]:
@@ -142,6 +160,19 @@ def _job_row(one: Replay) -> tuple[str, ...]:
     metrics = (_pair(one.metrics[name].mean if name in one.metrics else None, unit) for name, unit in _SHOWN)
     further = (_pair(one.step_time_us, US_PER_MS), _pair(one.wall_ratio, 1.0), _pair(one.n_steps, 1.0))
     return one.job_id, one.place, held_out, str(one.n_requests), *metrics, *further
+
+
+def _error_row(one: Replay) -> tuple[str, ...]:
+    means = [one.metrics[name].mean if name in one.metrics else None for name, _ in _SHOWN]
+    errors = ("-" if pair is None else f"{pair.error_pct:+.1f}" for pair in (*means, one.step_time_us, one.wall_ratio))
+    return one.job_id, f"{one.place} (SEEN by the fit)" if one.seen else one.place, *errors
+
+
+def _worst_first(report: ClosedLoopReport) -> Iterator[Replay]:
+    unseen = nearest(report.replays)
+    seen = tuple(replay for replay in report.replays if replay.seen)
+    for group in (unseen, seen):
+        yield from sorted(group, key=_badness, reverse=True)
 
 
 def _pair(pair: Pair | None, unit: float) -> str:

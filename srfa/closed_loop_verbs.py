@@ -9,13 +9,13 @@ import typer
 
 from srfa import present
 from srfa.closed_loop_page import (
-    JOB_HEADS,
-    JOB_LEGEND,
+    ERROR_HEADS,
+    ERROR_LEGEND,
     LEGEND,
     LOST_HEADS,
     SUMMARY_HEADS,
+    error_rows,
     headline,
-    job_rows,
     loop_sentence,
     lost_rows,
     noise_sentence,
@@ -93,8 +93,8 @@ def replay(  # noqa: PLR0913 - one parameter an option
 
 def show_closed_loop(report: ClosedLoopReport) -> None:
     """Show every job, then what was not replayed, then the medians, and the headline last."""
-    present.say(JOB_LEGEND)
-    present.show_table(JOB_HEADS, job_rows(report), f"{report.estimator}: replays")
+    present.say(ERROR_LEGEND)
+    present.show_table(ERROR_HEADS, error_rows(report), f"{report.estimator}: replays")
     if report.not_replayed:
         present.show_table(LOST_HEADS, lost_rows(report), "not replayed")
     if report.headline:
