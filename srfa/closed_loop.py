@@ -6,6 +6,7 @@ lies outside the steps that were fitted without the same jobs. What cannot be re
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ import pyarrow.compute as pc
 from srfa.closed_loop_report import ClosedLoopReport, NoiseFloor, NotReplayed, Pair, Replay
 from srfa.closed_loop_summary import Means, closed_loop_report, noise_floor
 from srfa.coefficients import Coefficients
-from srfa.errors import FitError, InputError, SrfaError, UnknownConfigurationError
+from srfa.errors import InputError, SrfaError, UnknownConfigurationError
 from srfa.estimators import estimator_named
 from srfa.estimators.blackbox import configuration_name
-from srfa.measurements import Blocks, MeasuredJob, Measurements
+from srfa.fit.outside import OutsideFit
+from srfa.measurements import MeasuredJob, Measurements
 from srfa.ragged import FloatArray
-from srfa.replay import finished_requests, job_load, outside_of, server_of
+from srfa.replay import SIMULATED_BLOCKS, finished_requests, job_load, outside_of, server_of
 from srfa.request_times import compare_times, measured_means, measured_times, pair_of, served_times
 from srfa.simulate.clock import clock_of
 from srfa.simulate.engine import simulate
@@ -109,7 +111,7 @@ def replay_learned(
     """Replay the jobs of each, with models of what lies outside the steps that never saw them."""
     total, found = sum(len(one.job_ids) for one in learned), []
     for one in learned:
-        outside = _outside_of(one, measurements)
+        outside = measurements.outside_without(one.job_ids)
         for job_id in one.job_ids:
             found.append(_replay(measurements, job_id, one, outside))
             progress(len(found), total)
@@ -132,22 +134,16 @@ def _means_of(job: MeasuredJob) -> Means:
         return {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Outside:
-    """Models of what lies outside the steps, and why there are none."""
-
-    blocks: Blocks
-    refusal: str
-
-
-def _outside_of(learned: Learned, measurements: Measurements) -> _Outside:
-    try:
-        return _Outside(measurements.outside_without(learned.job_ids), "")
-    except FitError as error:
-        return _Outside({}, str(error))
+def _missing(outside: OutsideFit) -> str:
+    """Say which of the delays that a replay needs could not be fitted, and why."""
+    names_by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in outside.refusals.items():
+        if name in SIMULATED_BLOCKS:
+            names_by_reason[reason].append(name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
 
 
-def _replay(measurements: Measurements, job_id: str, learned: Learned, outside: _Outside) -> Replay | NotReplayed:
+def _replay(measurements: Measurements, job_id: str, learned: Learned, outside: OutsideFit) -> Replay | NotReplayed:
     job = measurements.jobs.get(job_id)
     if job is None:
         return NotReplayed(job_id=job_id, split=learned.split, reason="the tables of the run do not hold this job")
@@ -157,10 +153,10 @@ def _replay(measurements: Measurements, job_id: str, learned: Learned, outside: 
         return NotReplayed(job_id=job_id, split=learned.split, place=job.place, reason=str(error))
 
 
-def _replayed(job: MeasuredJob, learned: Learned, outside: _Outside, measurements: Measurements) -> Replay:
+def _replayed(job: MeasuredJob, learned: Learned, outside: OutsideFit, measurements: Measurements) -> Replay:
     load, server = job_load(job.requests, job.row), server_of(job.row, measurements.catalog)
     clock = clock_of(learned.coefficients, job.configuration, measurements.catalog)
-    delays = outside_of(outside.blocks, load, server, gpu=str(job.row["gpu"]))
+    delays = outside_of(outside.blocks, load, server, gpu=str(job.row["gpu"]), catalog=measurements.catalog)
     served = simulate(load, server, clock, delays, record_steps=True)
     measured = measured_times(finished_requests(job.requests, job.job_id))
     wall_ratio = measurements.wall_ratios.get(job.job_id)
@@ -174,7 +170,7 @@ def _replayed(job: MeasuredJob, learned: Learned, outside: _Outside, measurement
         workload=job.workload,
         n_requests=load.n_requests,
         view=measured.view,
-        without_outside=outside.refusal,
+        without_outside=_missing(outside),
         step_time_us=learned.step_times_us.get(job.job_id),
         wall_ratio=pair_of(wall_ratio, delays.wall_ratio) if wall_ratio else None,
         n_steps=pair_of(job.steps.num_rows, served.n_steps),

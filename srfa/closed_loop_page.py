@@ -124,7 +124,7 @@ def closed_loop_sections(
         return (Section("Closed loop", (f"Not possible: {report.impossible}.",)),)
     lost = [f"not replayed: {': '.join(part for part in row if part)}" for row in lost_rows(report)]
     bare = [one for one in report.replays if one.without_outside]
-    lost += [f"{one.job_id}: replayed with nothing outside the steps: {one.without_outside}" for one in bare]
+    lost += [f"{one.job_id}: replayed without what lies outside the steps: {one.without_outside}" for one in bare]
     summary = Section(
         "Closed loop",
         tuple(filter(None, (headline(report), loop_sentence(report), noise_sentence(report), LEGEND))),

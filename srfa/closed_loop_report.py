@@ -68,7 +68,8 @@ class Replay(Spec):
     view
         Whose times were compared: the client's, or the engine's where no client was recorded.
     without_outside
-        Why what lies outside the steps was taken as nothing; empty where models of it were fitted to other jobs.
+        Which models of what lies outside the steps could not be fitted to other jobs, and why: what they stand for was
+        taken as nothing. Empty where there are all.
     step_time_us
         Mean step time of the same job on the same coefficients, each measured batch predicted by itself: where it is
         right and the replay is wrong, the loop is off and not the clock. None where it was not predicted.

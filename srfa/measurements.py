@@ -11,16 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srfa.catalog import Catalog
-from srfa.coefficients import CoefficientBlock, FitConfig
-from srfa.errors import FitError
+from srfa.coefficients import FitConfig
 from srfa.estimators.blackbox import configuration_name
-from srfa.fit.outside import fit_outside
+from srfa.fit.outside import OutsideFit, fit_outside
 from srfa.observations import Configuration, Observations, configuration_of
 from srfa.request_report import RequestModelReport, request_models_report
 from srfa.requests import RequestObservations, request_observations
 from srfa.run_tables import Tables
-
-Blocks = Mapping[str, CoefficientBlock]
 
 _NOT_OF_THE_CELL = frozenset({"job_id", "run_id", "environment", "mono_to_epoch_ns", "num_gpu_blocks"})
 """Columns of the jobs table in which repeats of a cell may differ."""
@@ -98,18 +95,12 @@ class Measurements:
         known = zip(names, ratios, strict=True)
         return {name: float(ratio) for name, ratio in known if np.isfinite(ratio) and ratio != 1.0}
 
-    def outside_without(self, job_ids: Collection[str]) -> Blocks:
-        """Fit what lies outside the steps to all other jobs.
-
-        Raises
-        ------
-        FitError
-            There are none, or they hold too few requests.
-        """
+    def outside_without(self, job_ids: Collection[str]) -> OutsideFit:
+        """Fit what lies outside the steps to all other jobs; where there are none, or too few, the fit says so."""
         others = sorted(set(self.jobs) - set(job_ids))
         rows = np.flatnonzero(np.isin(np.array(self.observations.job_ids), others))
         if not rows.size:
-            raise FitError("no other job is there to learn from what lies outside the steps")
+            return OutsideFit.refused("no other job is there to learn from")
         tables = self.tables.of_jobs(others)
         return fit_outside(
             self._requests.of_jobs(others),

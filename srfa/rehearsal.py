@@ -113,7 +113,8 @@ def _simulated(
     configuration = configuration_for(model, gpu, job.engine, software_version=f"vllm {job.engine_version}")
     clock = clock_of(coefficients, configuration, catalog, estimator=estimator)
     load = workload_load(job.workload, seed=job.seed, block_size=server.block_size)
-    outside = outside_of(coefficients.blocks if coefficients else {}, load, server, gpu=gpu.name)
+    blocks = coefficients.blocks if coefficients else {}
+    outside = outside_of(blocks, load, server, gpu=gpu.name, catalog=catalog)
     served = simulate(load, server, noisy_clock(clock, noise), outside, record_steps=True)
     engine = resolved_engine(model, gpu, job.engine).model_copy(update={"dtype": configuration.dtype})
     ids = tuple(f"rehearsal-{job.job_id}-{row}" for row in range(load.n_requests))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from srfa.catalog import Catalog
 from srfa.errors import InputError
-from srfa.fit.outside import Blocks, predicted_us
+from srfa.fit.outside import OUTSIDE_BLOCKS, Blocks, predicted_us
 from srfa.observations import configuration_of
 from srfa.ragged import IntArray
 from srfa.roofline import Place, place_of
@@ -21,6 +21,8 @@ from srfa.simulate.outside import Outside
 from srfa.simulate.server import Server
 from srfa.units import BYTES_PER_GIB, NS_PER_US
 
+SIMULATED_BLOCKS: Final = OUTSIDE_BLOCKS - {"queue_wait"}
+"""Blocks that :func:`outside_of` reads: in a simulation waiting emerges."""
 _NEEDED: Final = ("t_arrived_ns", "t_queued_ns", "t_first_token_ns", "t_finished_ns")
 _POLICIES: Final[Mapping[str, Literal["fcfs", "priority"]]] = {"fcfs": "fcfs", "priority": "priority"}
 
@@ -44,12 +46,13 @@ def finished_requests(requests: pa.Table, job_id: str) -> pa.Table:
     return own.take(pc.sort_indices(own, [("t_queued_ns", "ascending"), ("t_arrived_ns", "ascending")]))
 
 
-def job_load(requests: pa.Table, job_row: Mapping[str, Any], *, request_rate: float = float("inf")) -> RequestLoad:
+def job_load(requests: pa.Table, job_row: Mapping[str, Any]) -> RequestLoad:
     """Return what one measured job was asked for.
 
     Arrivals are the engine's, relative to the first; where one queued before an earlier arrival, it counts as arriving
     no earlier, so that the order of the queue stays. A closed-loop client (``max_concurrency`` of the job) sends when
-    it has a seat: recorded arrivals are then no input, and all its requests are there from the start.
+    it has a seat: recorded arrivals are then no input, and all its requests are there from the start. One that also
+    has a ``request_rate`` sends when both allow it: recorded arrivals are the earliest times.
 
     Parameters
     ----------
@@ -57,8 +60,6 @@ def job_load(requests: pa.Table, job_row: Mapping[str, Any], *, request_rate: fl
         The table of requests, of this job or of several.
     job_row
         Its row of the jobs table; without ``max_concurrency`` the client is an open loop.
-    request_rate
-        Of a closed-loop client, requests a second: where it is finite, recorded arrivals are the earliest times.
 
     Notes
     -----
@@ -75,7 +76,7 @@ def job_load(requests: pa.Table, job_row: Mapping[str, Any], *, request_rate: fl
     arrived = _integers(own, "t_arrived_ns")
     arrival_us = np.maximum.accumulate((arrived - arrived.min()) / NS_PER_US)
     seats = job_row.get("max_concurrency")
-    if seats is not None and request_rate == float("inf"):
+    if seats is not None and job_row.get("request_rate") is None:
         arrival_us = np.zeros(own.num_rows)
     return RequestLoad(
         arrival_us=arrival_us,
@@ -123,17 +124,16 @@ def server_of(job_row: Mapping[str, Any], catalog: Catalog | None = None) -> Ser
     )
 
 
-def outside_of(blocks: Blocks, load: RequestLoad, server: Server, *, gpu: str) -> Outside:
+def outside_of(blocks: Blocks, load: RequestLoad, server: Server, *, gpu: str, catalog: Catalog) -> Outside:
     """Return the delays outside the steps that the blocks of :mod:`srfa.fit.outside` say; a missing block says 0.
 
     Parameters
     ----------
     gpu
-        As the fit's observations name it, for ``wall_ratio``; one they do not have gets the median of those they have.
-
-    Notes
-    -----
-    Between two steps the engine is taken to hold as many requests as client and server let it.
+        As the fit's observations name it, for ``wall_ratio``.
+    catalog
+        Says which GPUs have CPU time for a label. One that the fit does not have gets the median of those of them that
+        it has; where labels are wall time, the ratio is 1.
 
     Raises
     ------
@@ -141,22 +141,30 @@ def outside_of(blocks: Blocks, load: RequestLoad, server: Server, *, gpu: str) -
         A block was fitted by another version.
     """
     count = load.n_requests
-    batch = np.array([min(count, server.max_num_seqs, load.max_concurrency or count)], dtype=np.float64)
-    between = predicted_us(blocks, "between_steps", 1, scheduled_requests=batch)
+    idle_us, one_us = predicted_us(blocks, "between_steps", 2, scheduled_requests=np.array([0.0, 1.0]))
+    synchronous = 0.0 if server.async_scheduling else 1.0
     return Outside(
         alpha_us=predicted_us(blocks, "alpha", count, prompt_tokens=load.prompt_tokens.astype(np.float64)),
         post_us=predicted_us(blocks, "post", count),
         alpha_token_us=predicted_us(blocks, "alpha_token", count, output_tokens=np.ones(count)),
-        between_steps_us=0.0 if server.async_scheduling else float(between[0]),
-        wall_ratio=_wall_ratio(blocks, gpu),
+        between_steps_us=synchronous * float(idle_us),
+        between_steps_request_us=synchronous * float(one_us - idle_us),
+        wall_ratio=_wall_ratio(blocks, gpu, catalog),
     )
 
 
-def _wall_ratio(blocks: Blocks, gpu: str) -> float:
+def _wall_ratio(blocks: Blocks, gpu: str, catalog: Catalog) -> float:
     if "wall_ratio" not in blocks:
         return 1.0
     block = blocks["wall_ratio"]
-    return block[gpu] if gpu in block.names else float(np.median(block.values))
+    if gpu in block.names:
+        return block[gpu]
+    alike = [block[name] for name in block.names if _labels_are_cpu_time(name, catalog)]
+    return float(np.median(alike)) if alike and _labels_are_cpu_time(gpu, catalog) else 1.0
+
+
+def _labels_are_cpu_time(gpu: str, catalog: Catalog) -> bool:
+    return gpu in catalog.gpus and catalog.gpus[gpu].datasheet.label_clock == "step_cpu_time"
 
 
 def _integers(table: pa.Table, column: str) -> NDArray[np.int64]:

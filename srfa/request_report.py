@@ -161,7 +161,7 @@ def _rows(requests: RequestObservations, answers: dict[str, dict[Form, FloatArra
     jobs = np.array(requests.job_id)
     for name, by_form in answers.items():
         measured = _QUESTIONS[name].measured(requests)
-        known = np.isfinite(measured)
+        known = np.isfinite(measured) & np.isfinite(np.stack(list(by_form.values()))).all(axis=0)
         forms = tuple(_errors(form, times[known], measured[known]) for form, times in by_form.items())
         yield RequestModelRow(
             model=name,

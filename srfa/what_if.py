@@ -163,7 +163,7 @@ class Rig:
         load = self.question.demand.load(self.server.block_size, request_rate, repeats=repeats)
         coefficients = self.question.coefficients
         blocks = coefficients.blocks if coefficients else {}
-        outside = outside_of(blocks, load, self.server, gpu=self.question.gpu.name)
+        outside = outside_of(blocks, load, self.server, gpu=self.question.gpu.name, catalog=self.question.catalog)
         outside = replace(outside, wall_ratio=outside.wall_ratio * slowed)
         return simulate(load, self.server, self.clock, outside, record_steps=record_steps)
 

@@ -20,7 +20,7 @@ from prefect.tasks import Task
 from srfa.catalog import Catalog
 from srfa.closed_loop_page import headline
 from srfa.coefficients import Coefficients, FitConfig
-from srfa.errors import EngineError, FitError, SrfaError, StoreError
+from srfa.errors import EngineError, SrfaError, StoreError
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits
 from srfa.release import RELEASE_FILE, Release
@@ -144,12 +144,10 @@ def fit(dataset: training.Dataset, estimator: str, config: FitConfig) -> Coeffic
     """Fit the estimator to all steps, and the models of requests beside it; those are no condition for a release."""
     coefficients = training.fit(dataset, estimator, config)
     run_log().info("%s: %d steps of %d jobs: %s", estimator, *_size(dataset), coefficients.message)
-    try:
-        requests = training.fit_requests(dataset, config)
-    except FitError as error:
-        run_log().warning("the models of queueing and tokens are left out: %s", error)
-        return coefficients
-    return coefficients.model_copy(update={"blocks": {**coefficients.blocks, **requests}})
+    outside = training.fit_requests(dataset, config)
+    for name, reason in outside.refusals.items():
+        run_log().warning("%s is left out: %s", name, reason)
+    return coefficients.model_copy(update={"blocks": {**coefficients.blocks, **outside.blocks}})
 
 
 @task(name="validate", task_run_name="validate {split}", cache_policy=NO_CACHE)

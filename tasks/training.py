@@ -10,12 +10,12 @@ from pathlib import Path
 from srfa.catalog import Catalog
 from srfa.closed_loop import NO_TABLES, replay_validations
 from srfa.closed_loop_report import ClosedLoopReport
-from srfa.coefficients import CoefficientBlock, Coefficients, FitConfig
+from srfa.coefficients import Coefficients, FitConfig
 from srfa.compare import compare_with_yardsticks
 from srfa.domain import training_domain
 from srfa.estimators import estimator_named
 from srfa.fallbacks import FallbackSearch, search_fallbacks
-from srfa.fit.outside import fit_outside
+from srfa.fit.outside import OutsideFit, fit_outside
 from srfa.folds import Split
 from srfa.gate import GateDecision, Limits, check_gate
 from srfa.intervals import intervals_of
@@ -119,16 +119,10 @@ def fit(dataset: Dataset, estimator: str, config: FitConfig) -> Coefficients:
     return coefficients.model_copy(update={"provenance": origin, "domain": domain})
 
 
-def fit_requests(dataset: Dataset, config: FitConfig) -> dict[str, CoefficientBlock]:
-    """Fit what lies outside the steps; empty where observations came without the tables of a run.
-
-    Raises
-    ------
-    FitError
-        Too few requests for a model.
-    """
+def fit_requests(dataset: Dataset, config: FitConfig) -> OutsideFit:
+    """Fit what lies outside the steps; empty where observations came without the tables of a run."""
     if dataset.tables is None:
-        return {}
+        return OutsideFit({}, {})
     tables = dataset.tables
     requests = request_observations(tables.requests, tables.jobs, tables.steps, dataset.catalog)
     return fit_outside(requests, config, steps=tables.steps, jobs=tables.jobs, observations=dataset.observations)

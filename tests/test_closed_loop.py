@@ -15,7 +15,7 @@ from srfa.measurements import Measurements
 from srfa.observations import configuration_of
 from srfa.provenance import provenance_of
 from srfa.run_tables import Tables
-from srfa.schema import JOBS
+from srfa.schema import JOBS, REQUESTS
 from srfa.simulate.clock import clock_of
 from srfa.validate import cross_predict
 from tests.replays import replay
@@ -143,7 +143,34 @@ def test_a_job_of_an_unknown_configuration_is_listed_where_an_estimator_learns_b
 def test_a_job_alone_is_replayed_without_models_of_what_lies_outside_and_says_so(run, shipped):
     one = run.of_jobs([ROWS[0]["job_id"]])
     report = replay_coefficients(law(), measurements(one, shipped))
-    assert "no other job" in report.replays[0].without_outside
+    missing = "alpha, alpha_token, between_steps, post, wall_ratio (no other job is there to learn from)"
+    assert report.replays[0].without_outside == missing
+
+
+def test_a_run_without_a_client_is_replayed_with_the_delays_that_need_none(run, shipped):
+    """Its hand-over and its time between steps are known; without them E2E of decodes would be 1 % short."""
+    requests = run.requests
+    for name in ("ttft_us", "e2e_us", "itl_us"):
+        at = requests.column_names.index(name)
+        requests = requests.set_column(at, REQUESTS.field(name), pa.nulls(requests.num_rows, REQUESTS.field(name).type))
+    report = replay_coefficients(law(), measurements(Tables(run.jobs, run.steps, requests), shipped))
+    assert {one.view for one in report.replays} == {"engine"}
+    for one in report.replays:
+        assert one.without_outside.startswith("alpha_token, post (post and alpha_token: 0 usable requests")
+        assert abs(one.error_pct("e2e")) < 0.5
+        assert abs(one.error_pct("ttft")) < 1.0
+
+
+def test_a_clients_rate_and_seats_are_both_replayed(shipped):
+    """The client had seats for all it sent at its rate: a replay that forgot the rate would send all at once."""
+    run = simulated_run(law(), ROWS[:6])
+    rows = [row | {"max_concurrency": 16, "request_rate": 1000 / 60} for row in run.jobs.to_pylist()]
+    jobs = pa.Table.from_pylist(rows, schema=JOBS)
+    report = replay_coefficients(law(), measurements(Tables(jobs, run.steps, run.requests), shipped))
+    assert report.headline.n_jobs == len(rows)
+    for one in report.replays:
+        assert abs(one.error_pct("ttft")) < 1.0
+        assert abs(one.error_pct("e2e")) < 1.0
 
 
 def test_a_validation_whose_folds_fail_lists_every_job(run, shipped):

@@ -58,7 +58,7 @@ def test_the_noise_floor_is_said_or_said_to_be_unknown():
 
 def test_replays_without_models_of_what_lies_outside_the_steps_are_told():
     report = closed_loop_report("srfa", [replay("a", without_outside="no other job")])
-    assert "a: replayed with nothing outside the steps: no other job" in text(report)
+    assert "a: replayed without what lies outside the steps: no other job" in text(report)
 
 
 @pytest.mark.parametrize(

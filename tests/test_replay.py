@@ -67,7 +67,8 @@ def test_a_closed_loop_client_is_there_from_the_start_unless_it_has_a_rate():
     requests = table(request("a", 1000), request("b", 5000))
     load = job_load(requests, row(max_concurrency=8))
     assert (load.max_concurrency, load.arrival_us.tolist()) == (8, [0.0, 0.0])
-    assert job_load(requests, row(max_concurrency=8), request_rate=2.0).arrival_us.tolist() == [0.0, 4000.0]
+    rated = job_load(requests, row(max_concurrency=8, request_rate=2.0))
+    assert (rated.max_concurrency, rated.arrival_us.tolist()) == (8, [0.0, 4000.0])
 
 
 def test_requests_of_other_jobs_and_unfinished_ones_are_left_out():
@@ -149,30 +150,48 @@ def block(**values):
     return fit_between(columns, targets, targets, what="planted", max_rows=9)
 
 
-def test_delays_are_those_of_the_fitted_models():
+def test_delays_are_those_of_the_fitted_models(shipped):
     load = RequestLoad.of(np.zeros(3), np.array([100, 200, 300]), np.array([5, 6, 7]))
     blocks = {
         "alpha": block(intercept=300.0, prompt_tokens=2.0),
         "post": block(intercept=70.0),
         "alpha_token": block(output_tokens=4.0),
         "between_steps": block(intercept=200.0, scheduled_requests=10.0),
-        "wall_ratio": block(**{"cpu-a": 1.2, "cpu-b": 1.4}),
+        "wall_ratio": block(**{"cpu-1t": 1.2}),
     }
-    found = outside_of(blocks, load, server_of(row()), gpu="cpu-a")
+    found = outside_of(blocks, load, server_of(row()), gpu="cpu-1t", catalog=shipped)
     assert found.alpha_us == pytest.approx([500.0, 700.0, 900.0])
     assert found.post_us == pytest.approx([70.0] * 3)
     assert found.alpha_token_us == pytest.approx([4.0] * 3)
-    assert (found.between_steps_us, found.wall_ratio) == pytest.approx((230.0, 1.2))
-    assert outside_of(blocks, load, server_of(row(async_scheduling=True)), gpu="cpu-a").between_steps_us == 0.0
-    assert outside_of(blocks, load, server_of(row(max_num_seqs=2)), gpu="new").between_steps_us == pytest.approx(220.0)
-    assert outside_of(blocks, load, server_of(row()), gpu="new").wall_ratio == pytest.approx(1.3)
+    between = (found.between_steps_us, found.between_steps_request_us)
+    assert (*between, found.wall_ratio) == pytest.approx((200.0, 10.0, 1.2))
+    found = outside_of(blocks, load, server_of(row(async_scheduling=True)), gpu="cpu-1t", catalog=shipped)
+    assert (found.between_steps_us, found.between_steps_request_us) == (0.0, 0.0)
 
 
-def test_without_models_nothing_lies_outside_the_steps():
+@pytest.mark.parametrize(
+    ("measured", "gpu", "ratio"),
+    [
+        ({"cpu-1t": 1.3, "cpu-old": 9.0, "h100-sxm-80gb": 1.0}, "cpu-1t", 1.3),
+        ({"cpu-1t": 1.3, "cpu-old": 9.0, "h100-sxm-80gb": 1.0}, "cpu-1t-lite", 1.3),
+        ({"cpu-1t": 1.3, "cpu-old": 9.0, "h100-sxm-80gb": 1.0}, "h200-sxm-141gb", 1.0),
+        ({"h100-sxm-80gb": 1.0, "a100-sxm-80gb": 1.1}, "cpu-1t", 1.0),
+        ({"cpu-1t": 1.3, "cpu-1t-lite": 1.5, "h100-sxm-80gb": 1.0}, "cpu-new", 1.4),
+    ],
+)
+def test_a_gpu_nobody_measured_loses_wall_time_only_where_its_label_is_cpu_time(shipped, measured, gpu, ratio):
+    """The last one is a profile made at run time; ``cpu-old`` is in the fit and no longer in the catalogue."""
+    known = shipped.with_gpu(shipped.gpus["cpu-1t"].model_copy(update={"name": "cpu-new"}))
+    load = RequestLoad.of(np.zeros(1), np.array([1]), np.array([1]))
+    found = outside_of({"wall_ratio": block(**measured)}, load, server_of(row()), gpu=gpu, catalog=known)
+    assert found.wall_ratio == pytest.approx(ratio)
+
+
+def test_without_models_nothing_lies_outside_the_steps(shipped):
     load = RequestLoad.of(np.zeros(2), np.array([1, 2]), np.array([1, 2]))
-    found = outside_of({}, load, server_of(row()), gpu="any")
+    found = outside_of({}, load, server_of(row()), gpu="any", catalog=shipped)
     assert not np.concatenate([found.alpha_us, found.post_us, found.alpha_token_us]).any()
-    assert (found.between_steps_us, found.wall_ratio) == (0.0, 1.0)
+    assert (found.between_steps_us, found.between_steps_request_us, found.wall_ratio) == (0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("recording", ["dense", "moe"])

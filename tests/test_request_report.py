@@ -93,6 +93,17 @@ def test_one_job_or_no_clients_view_say_why_nothing_was_validated():
     assert "post and alpha_token: 0 usable requests" in request_models_report(blind, CONFIG).impossible
 
 
+def test_requests_whose_queue_was_not_recorded_are_left_out_of_every_form_and_counted(report):
+    """A job of another recorder: its state at the queue is null, which no form of the wait is charged with."""
+    seen = planted(n=400)
+    unknown = np.array(seen.job_id) == "job-1"
+    holes = dataclasses.replace(seen, waiting_at_queue=np.where(unknown, np.nan, seen.waiting_at_queue))
+    found = {row.model: row for row in request_models_report(holes, CONFIG).rows}
+    assert (found["queue_wait"].n_requests, found["queue_wait"].n_jobs) == (320, 4)
+    assert found["queue_wait"].verdict == "better"
+    assert (found["post"].n_requests, found["post"].n_jobs) == (400, 5)
+
+
 def test_the_report_survives_its_file(report):
     assert RequestModelReport.model_validate_json(report.model_dump_json()) == report
 

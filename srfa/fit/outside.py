@@ -8,7 +8,8 @@ non-negative coefficients, so that stalls of a busy host do not move them; ``wal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 from scipy.optimize import nnls
 
 from srfa.coefficients import CoefficientBlock, FitConfig
-from srfa.errors import CoefficientsError
+from srfa.errors import CoefficientsError, FitError
 from srfa.features import Block, Columns
 from srfa.fit.learned import NON_NEGATIVE, learned_block
 from srfa.fit.positive import fit_between
@@ -28,6 +29,8 @@ from srfa.units import NS_PER_US
 
 Blocks = Mapping[str, CoefficientBlock]
 
+_Fit = Callable[[], Mapping[str, CoefficientBlock]]
+
 REQUEST_MODELS: Final = ("alpha", "queue_wait", "alpha_token", "post")
 """Learned from requests."""
 OUTSIDE_BLOCKS: Final = frozenset({*REQUEST_MODELS, "between_steps", "wall_ratio"})
@@ -37,10 +40,23 @@ TRIMMED_RATIO: Final = 3.0
 _ROUNDS: Final = 10
 
 
+@dataclass(frozen=True, slots=True)
+class OutsideFit:
+    """Those of the six blocks that could be fitted, and by name why the others could not."""
+
+    blocks: Mapping[str, CoefficientBlock]
+    refusals: Mapping[str, str]
+
+    @classmethod
+    def refused(cls, reason: str) -> OutsideFit:
+        """Return no block at all."""
+        return cls({}, dict.fromkeys(sorted(OUTSIDE_BLOCKS), reason))
+
+
 def fit_outside(
     requests: RequestObservations, config: FitConfig, *, steps: pa.Table, jobs: pa.Table, observations: Observations
-) -> dict[str, CoefficientBlock]:
-    """Fit all six blocks.
+) -> OutsideFit:
+    """Fit all six blocks, each by itself: what the data cannot carry takes no other block along.
 
     Parameters
     ----------
@@ -48,16 +64,19 @@ def fit_outside(
         Kept tables of the same run, for ``between_steps``.
     observations
         Its usable steps, for ``wall_ratio``.
-
-    Raises
-    ------
-    FitError
-        Too few requests for a model, which the text names.
     """
-    return fit_requests(requests, config) | {
-        "between_steps": fit_between_steps(steps, jobs, max_rows=config.convex_max_rows),
-        "wall_ratio": fit_wall_ratio(observations),
+    fits = _request_fits(requests, config) | {
+        ("between_steps",): lambda: {"between_steps": fit_between_steps(steps, jobs, max_rows=config.convex_max_rows)},
+        ("wall_ratio",): lambda: {"wall_ratio": fit_wall_ratio(observations)},
     }
+    blocks: dict[str, CoefficientBlock] = {}
+    refusals: dict[str, str] = {}
+    for names, fit in fits.items():
+        try:
+            blocks |= fit()
+        except FitError as error:
+            refusals |= dict.fromkeys(names, str(error))
+    return OutsideFit(blocks, refusals)
 
 
 def fit_requests(requests: RequestObservations, config: FitConfig) -> dict[str, CoefficientBlock]:
@@ -68,11 +87,20 @@ def fit_requests(requests: RequestObservations, config: FitConfig) -> dict[str, 
     FitError
         Too few requests for a model, which the text names.
     """
+    return {name: block for fit in _request_fits(requests, config).values() for name, block in fit().items()}
+
+
+def _request_fits(requests: RequestObservations, config: FitConfig) -> dict[tuple[str, ...], _Fit]:
+    """Return what fits each block, by the names of those that are fitted together."""
     rows, wait = config.convex_max_rows, requests.queue_wait_us
+
+    def queue_wait() -> CoefficientBlock:
+        return fit_between(queue_features(requests, config), wait, wait, what="queue_wait", max_rows=rows)
+
     return {
-        "alpha": fit_handover(alpha_features(requests), requests, max_rows=rows),
-        "queue_wait": fit_between(queue_features(requests, config), wait, wait, what="queue_wait", max_rows=rows),
-        **fit_post(requests, max_rows=rows),
+        ("alpha",): lambda: {"alpha": fit_handover(alpha_features(requests), requests, max_rows=rows)},
+        ("queue_wait",): lambda: {"queue_wait": queue_wait()},
+        ("alpha_token", "post"): lambda: fit_post(requests, max_rows=rows),
     }
 
 

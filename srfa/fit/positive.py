@@ -26,14 +26,14 @@ def fit_positive(block: Block, target_us: FloatArray, *, what: str) -> Coefficie
     Raises
     ------
     FitError
-        Fewer finite targets than columns.
+        Fewer finite targets than columns, or the solver gave up.
     """
     known = _known(block, target_us, what)
     columns, target = block.values[known], target_us[known]
     scale = _scale(columns)
     spread = float(np.subtract(*np.quantile(target, [0.75, 0.25])))
     unit = max(float(np.mean(np.abs(target))), 1.0)
-    solution = _solve(columns / scale, target / unit, max(_DELTA_IN_IQR * spread, 1.0) / unit)
+    solution = _solve(columns / scale, target / unit, max(_DELTA_IN_IQR * spread, 1.0) / unit, what)
     solution[~columns.any(axis=0)] = 0.0  # a feature that never occurred is not identified: it costs nothing
     return learned_block(block, solution * unit / scale, scale, bounds=NON_NEGATIVE)
 
@@ -56,7 +56,7 @@ def fit_between(
     Raises
     ------
     FitError
-        Fewer finite targets than columns.
+        Fewer finite targets than columns, or the solver gave up.
 
     Examples
     --------
@@ -69,12 +69,12 @@ def fit_between(
     known = known[np.linspace(0, len(known) - 1, min(len(known), max_rows)).astype(np.int64)]
     columns, least, most = block.values[known], least_us[known], most_us[known]
     scale, unit = _scale(columns), max(float(np.median(np.abs(most))), 1.0)
-    solution = _least_misses(columns / scale, least / unit, most / unit)
+    solution = _least_misses(columns / scale, least / unit, most / unit, what)
     solution[(solution < _NOTHING) | ~columns.any(axis=0)] = 0.0
     return learned_block(block, solution * unit / scale, scale, bounds=NON_NEGATIVE)
 
 
-def _least_misses(columns: FloatArray, least: FloatArray, most: FloatArray) -> FloatArray:
+def _least_misses(columns: FloatArray, least: FloatArray, most: FloatArray, what: str) -> FloatArray:
     """Solve the linear program by its dual: two bounded variables a row, one constraint a column, whose prices are x.
 
     ``max least . a - most . b`` over ``columns' (a - b) <= ridge`` and ``0 <= a, b <= 1 / n_rows``.
@@ -87,7 +87,9 @@ def _least_misses(columns: FloatArray, least: FloatArray, most: FloatArray) -> F
         bounds=(0.0, 1.0 / n_rows),
         method="highs",
     )
-    return np.zeros(n_columns) if found.x is None else np.maximum(0.0, -found.ineqlin.marginals)
+    if not found.success:
+        raise FitError(f"{what}: the linear program of {n_rows} requests was not solved: {found.message}")
+    return np.maximum(0.0, -found.ineqlin.marginals)
 
 
 def _known(block: Block, target_us: FloatArray, what: str) -> IntArray:
@@ -102,10 +104,13 @@ def _scale(columns: FloatArray) -> FloatArray:
     return np.where(largest > 0, largest, 1.0)
 
 
-def _solve(columns: FloatArray, target: FloatArray, delta: float) -> FloatArray:
+def _solve(columns: FloatArray, target: FloatArray, delta: float, what: str) -> FloatArray:
     x = cp.Variable(columns.shape[1])
     loss = cp.sum(0.5 * cp.huber(columns @ x - target, delta)) / len(target) + _RIDGE * cp.sum_squares(x)
-    cp.Problem(cp.Minimize(loss), [x >= 0]).solve(solver=cp.CLARABEL)
-    values = np.zeros(columns.shape[1]) if x.value is None else np.asarray(x.value, dtype=np.float64)
+    problem = cp.Problem(cp.Minimize(loss), [x >= 0])
+    problem.solve(solver=cp.CLARABEL)
+    if x.value is None:
+        raise FitError(f"{what}: the fit to {len(target)} requests was not solved: {problem.status}")
+    values = np.asarray(x.value, dtype=np.float64)
     values[values < _RIDGE * _RIDGE] = 0.0
     return values

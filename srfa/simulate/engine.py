@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srfa.errors import InputError
+from srfa.errors import CoefficientsError, InputError
 from srfa.operator_kernels import TOTALS_DTYPE, StepTotals
 from srfa.ragged import IntArray
 from srfa.simulate.clock import AskedStep, Clock
@@ -36,6 +36,8 @@ def simulate(
     ------
     InputError
         The server could not start, or could never serve one of the requests: request, value and remedy.
+    CoefficientsError
+        The clock says of a step that it takes no time, or no finite one: estimator and step.
     """
     outside = outside or Outside.none(load)
     check(load, server, outside)
@@ -60,8 +62,20 @@ def _answer(world: World, server: Server, clock: Clock) -> None:
     engine, frame = world.engines[counts["engine"]], counts["frame"]
     for rank in range(int(engine["first_rank"]), int(engine["end_rank"])):
         if world.frames[rank, frame]["n_entries"] and clock.ask is not None:
-            world.times_us[rank] = clock.ask(_asked_step(world, rank, int(frame), server))
+            step = _asked_step(world, rank, int(frame), server)
+            world.times_us[rank] = _possible_us(clock.ask(step), step, clock.estimator, number=int(counts["n_steps"]))
     counts["answered"] = 1
+
+
+def _possible_us(step_us: float, step: AskedStep, estimator: str, *, number: int) -> float:
+    if not 0.0 < step_us < np.inf:
+        totals = step.totals
+        raise CoefficientsError(
+            f"{estimator}: step {number} ({totals.prefill_tokens:g} prefill tokens of {totals.prefills:g} requests,"
+            f" {totals.decode_tokens:g} decode tokens of {totals.decodes:g}) takes {step_us} us; expected a finite time"
+            " above 0: fit again, or simulate nothing so far from what was measured"
+        )
+    return step_us
 
 
 def _asked_step(world: World, rank: int, frame: int, server: Server) -> AskedStep:
@@ -194,10 +208,10 @@ def _check_outside(load: RequestLoad, outside: Outside) -> None:
         values = getattr(outside, name)
         if len(values) != load.n_requests or not (np.isfinite(values).all() and np.all(values >= 0)):
             raise InputError(f"outside: {name} must hold {load.n_requests} finite numbers of at least 0")
-    if not (outside.between_steps_us >= 0 and outside.wall_ratio > 0):
-        raise InputError(
-            f"outside: between_steps_us={outside.between_steps_us} and wall_ratio={outside.wall_ratio}; expected"
-            " at least 0 and above 0"
-        )
+    for name in ("between_steps_us", "between_steps_request_us"):
+        if not 0 <= getattr(outside, name) < np.inf:
+            raise InputError(f"outside: {name} is {getattr(outside, name)}; expected a finite number of at least 0")
+    if not 0 < outside.wall_ratio < np.inf:
+        raise InputError(f"outside: wall_ratio is {outside.wall_ratio}; expected a finite number above 0")
     if load.max_concurrency is not None and load.max_concurrency < 1:
         raise InputError(f"requests: max_concurrency is {load.max_concurrency}; expected at least 1, or None")

@@ -234,17 +234,18 @@ def _submit(world: Any) -> None:
 def _output(world: Any, number: int) -> None:
     """Let the oldest step of an engine end, and the client have its tokens."""
     facts, engine = world.facts[0], world.engines[number]
-    frame, n_unfinished = engine.oldest, 0
+    frame, n_unfinished, n_running = engine.oldest, 0, 0
     for rank in range(engine.first_rank, engine.end_rank):
         apply_output(world, rank, frame)
         _depart(world, rank, frame)
         if facts.recording:
             _log(world, rank, frame)
         n_unfinished += world.ranks[rank].n_unfinished
+        n_running = max(n_running, world.ranks[rank].n_running)
     now_us = engine.at_us
     engine.oldest = (frame + 1) % facts.depth
     engine.n_flying -= 1
-    pause_us = _EMPTY_SLEEP_US if engine.was_empty else facts.between_us
+    pause_us = _EMPTY_SLEEP_US if engine.was_empty else facts.between_us + facts.between_request_us * n_running
     if n_unfinished > 0 or engine.was_empty:
         engine.phase, engine.at_us = SCHEDULE, now_us + pause_us
     elif engine.n_flying > 0:

@@ -24,6 +24,8 @@ class Outside:
         What each output token adds to that, shape ``(n_requests,)``.
     between_steps_us
         From a step's end to the next one's start while work is waiting (not part of a step's label).
+    between_steps_request_us
+        What each request that is running then adds to that; of several ranks in lockstep the fullest one counts.
     wall_ratio
         Wall time of a step over its label: above 1 only where the label is CPU time.
     """
@@ -32,6 +34,7 @@ class Outside:
     post_us: FloatArray
     alpha_token_us: FloatArray
     between_steps_us: float = 0.0
+    between_steps_request_us: float = 0.0
     wall_ratio: float = 1.0
 
     @classmethod

@@ -100,7 +100,7 @@ FACTS_DTYPE: Final = np.dtype(
             "threshold", "policy", "watermark_blocks", "reserve", "depth", "max_concurrency", "name_stride",
             "host_blocks", "recording",
         ),
-        *_numbers(np.float64, "offload_bytes", "host_block_bytes", "between_us", "wall_ratio"),
+        *_numbers(np.float64, "offload_bytes", "host_block_bytes", "between_us", "between_request_us", "wall_ratio"),
     ]
 )  # fmt: skip
 """The server, resolved; ``depth`` is how many steps may be in flight."""
@@ -237,6 +237,7 @@ def _facts(
         "offload_bytes": server.cpu_offload_bytes,
         "host_block_bytes": kv_token_bytes * server.block_size,
         "between_us": outside.between_steps_us,
+        "between_request_us": outside.between_steps_request_us,
         "wall_ratio": outside.wall_ratio,
     }
     for name, value in values.items():

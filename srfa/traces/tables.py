@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +77,8 @@ def jobs_table(
 
     Notes
     -----
-    ``moe_routing`` and ``moe_kernel`` are null: the scheduler does not see them.
+    ``moe_routing`` and ``moe_kernel`` are null: the scheduler does not see them. ``max_concurrency`` and
+    ``request_rate`` are null where the client had no limit.
     """
     args = resolved_arguments(job.engine, engine, reported)
     row = {name: value for name, value in args.model_dump().items() if name in JOBS.names}
@@ -91,6 +93,7 @@ def jobs_table(
         "expert_parallel_size": args.expert_parallel_size,
         "workload": job.workload.name,
         "max_concurrency": job.workload.max_concurrency,
+        "request_rate": job.workload.request_rate if isfinite(job.workload.request_rate) else None,
         "kv_offload_bytes": None if args.kv_offloading_size is None else int(args.kv_offloading_size * BYTES_PER_GIB),
         "async_scheduling": engine.async_scheduling,
         "batch_queue_size": engine.batch_queue_size,

@@ -186,12 +186,33 @@ def test_the_wall_ratio_counts_what_stalls_cost_a_job():
     assert block.values == pytest.approx((1.5,))
 
 
-def test_a_release_has_six_blocks():
-    blocks = fit_outside(
-        planted(),
+def outside(seen):
+    return fit_outside(
+        seen,
         CONFIG,
         steps=pa.Table.from_pylist(gaps("a", 220.0)),
         jobs=jobs(a=False),
         observations=observations([step()]),
     )
-    assert set(blocks) == {"alpha", "queue_wait", "alpha_token", "post", "between_steps", "wall_ratio"}
+
+
+def test_a_release_has_six_blocks():
+    found = outside(planted())
+    assert set(found.blocks) == {"alpha", "queue_wait", "alpha_token", "post", "between_steps", "wall_ratio"}
+    assert found.refusals == {}
+
+
+def test_a_run_without_a_client_still_has_what_needs_none():
+    """Neither hand-over nor queue, nor what the engine does between steps, is seen by the client."""
+    seen = planted()
+    blind = dataclasses.replace(seen, outside_us=np.full(500, np.nan), first_outside_us=np.full(500, np.nan))
+    found, whole = outside(blind), outside(seen)
+    assert set(found.refusals) == {"alpha_token", "post"}
+    assert all("0 usable requests for 2 coefficients" in reason for reason in found.refusals.values())
+    assert found.blocks == {name: whole.blocks[name] for name in ("alpha", "queue_wait", "between_steps", "wall_ratio")}
+
+
+def test_a_column_of_the_queue_that_was_not_recorded_costs_the_wait_alone():
+    found = outside(dataclasses.replace(planted(), waiting_at_queue=np.full(500, np.nan)))
+    assert set(found.refusals) == {"queue_wait"}
+    assert set(found.blocks) == {"alpha", "alpha_token", "post", "between_steps", "wall_ratio"}

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from scipy.optimize import linprog
+from scipy.optimize import OptimizeResult, linprog
 
 from srfa.errors import FitError
 from srfa.features import Block
+from srfa.fit import positive
 from srfa.fit.positive import fit_between
 
 
@@ -68,3 +69,11 @@ def test_rows_that_were_not_measured_are_left_out_and_too_few_are_a_named_error(
     assert fit_between(block(intercept=np.ones(4)), times, times, what="x", max_rows=9).values[0] == pytest.approx(10.0)
     with pytest.raises(FitError, match="alpha: 0 usable requests for 1 coefficients"):
         fit_between(block(intercept=np.ones(4)), times * np.nan, times, what="alpha", max_rows=9)
+
+
+def test_a_linear_program_that_fails_is_no_fit_of_zeros(monkeypatch):
+    gave_up = OptimizeResult(success=False, x=None, message="Time limit reached. (HiGHS Status 13)")
+    monkeypatch.setattr(positive, "linprog", lambda *_given, **_options: gave_up)
+    times = np.full(4, 10.0)
+    with pytest.raises(FitError, match=r"alpha: the linear program of 4 requests .* \(HiGHS Status 13\)"):
+        fit_between(block(intercept=np.ones(4)), times, times, what="alpha", max_rows=9)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srfa.errors import InputError
+from srfa.errors import CoefficientsError, InputError
 from srfa.observations import from_table
 from srfa.operator_kernels import StepTotals
 from srfa.operators import step_totals
@@ -20,6 +20,7 @@ from srfa.simulate.engine import simulate
 from srfa.simulate.load import BlockHashes, RequestLoad
 from srfa.simulate.outside import Outside
 from srfa.simulate.server import Server
+from srfa.simulate.times import OUTSIDE
 
 SERVER = Server(max_num_batched_tokens=64, max_num_seqs=8, max_model_len=512, block_size=16, num_gpu_blocks=200)
 STEP_US = 100.0
@@ -68,6 +69,43 @@ def test_time_between_steps_is_no_part_of_them():
     served = simulate(load_of((10, 4)), SERVER, CLOCK, outside, record_steps=True)
     assert served.t_finished_us.tolist() == [4 * STEP_US + 3 * 30.0]
     assert np.all(served.steps.step_time_us == STEP_US)
+
+
+def test_the_time_between_steps_grows_with_the_requests_that_run_and_not_with_the_seats():
+    """Three requests of 2, 3 and 4 tokens, 8 seats: 3, 2 and 1 run after the first three steps."""
+    load = load_of((10, 2), (10, 3), (10, 4))
+    outside = replace(Outside.none(load), between_steps_us=30.0, between_steps_request_us=4.0)
+    served = simulate(load, SERVER, CLOCK, outside, record_steps=True)
+    gaps_us = served.steps.t_start_us[1:] - served.steps.t_output_us[:-1]
+    assert gaps_us.tolist() == [30.0 + 3 * 4.0, 30.0 + 2 * 4.0, 30.0 + 4.0]
+
+
+@pytest.mark.parametrize(("lockstep", "running"), [(True, 2), (False, 1)])
+def test_ranks_in_lockstep_wait_for_the_fullest_and_others_for_themselves(lockstep, running):
+    """Three requests on two ranks: two on the first, which end with their second token, one on the other."""
+    load = load_of((10, 2), (10, 3), (10, 2))
+    outside = replace(Outside.none(load), between_steps_request_us=4.0)
+    server = replace(SERVER, data_parallel_size=2, lockstep=lockstep)
+    served = simulate(load, server, CLOCK, outside)
+    assert served.t_finished_us.tolist()[0] == 2 * STEP_US + 2 * 4.0
+    assert served.t_finished_us.tolist()[1] == 3 * STEP_US + (running + 1) * 4.0
+
+
+@pytest.mark.parametrize("step_us", [np.nan, np.inf, 0.0, -5.0])
+def test_a_clock_that_knows_no_time_of_a_step_is_refused_with_its_name_and_the_step(step_us):
+    answers = iter([100.0, step_us])
+    asked = CLOCK.kernel._replace(kind=OUTSIDE)
+    clock = replace(CLOCK, estimator="planted", kernel=asked, ask=lambda _step: next(answers))
+    with pytest.raises(CoefficientsError, match=r"planted: step 1 \(0 prefill tokens of 0 requests, 2 decode tokens"):
+        simulate(load_of((10, 4), (10, 4)), SERVER, clock)
+
+
+@pytest.mark.parametrize("name", ["between_steps_us", "between_steps_request_us", "wall_ratio"])
+@pytest.mark.parametrize("value", [-1.0, np.inf, np.nan])
+def test_impossible_times_outside_the_steps_are_refused_by_name(name, value):
+    load = load_of((10, 4))
+    with pytest.raises(InputError, match=f"outside: {name} is {value}"):
+        simulate(load, SERVER, CLOCK, replace(Outside.none(load), **{name: value}))
 
 
 def test_waiting_in_a_queue_of_one_server_is_that_of_m_d_1():

@@ -98,15 +98,16 @@ def test_coefficients_carry_where_they_come_from_and_how_they_did(candidate, dat
 
 
 def test_requests_of_a_run_get_their_own_models(dataset):
-    blocks = training.fit_requests(dataset, FitConfig())
-    assert set(blocks) == {"alpha", "queue_wait", "alpha_token", "post", "between_steps", "wall_ratio"}
-    assert all(value >= 0 for block in blocks.values() for value in block.values)
+    found = training.fit_requests(dataset, FitConfig())
+    assert set(found.blocks) == {"alpha", "queue_wait", "alpha_token", "post", "between_steps", "wall_ratio"}
+    assert all(value >= 0 for block in found.blocks.values() for value in block.values)
+    assert found.refusals == {}
 
 
 def test_observations_without_tables_have_no_request_models(dataset):
     from dataclasses import replace
 
-    assert training.fit_requests(replace(dataset, tables=None), FitConfig()) == {}
+    assert training.fit_requests(replace(dataset, tables=None), FitConfig()).blocks == {}
 
 
 def test_every_fold_is_a_row_of_the_artifact(candidate):

@@ -65,6 +65,13 @@ def test_a_closed_loop_clients_seats_are_kept_and_null_where_it_had_no_limit(rec
     assert jobs_table(opened, records.engine, run_id="r")["max_concurrency"].to_pylist() == [None]
 
 
+def test_a_clients_rate_is_kept_beside_its_seats_and_null_where_it_had_none(records, make_job):
+    jobs = make_job(max_concurrency=8, request_rate=16.0), make_job(max_concurrency=8)
+    rows = [jobs_table(job, records.engine, run_id="r").to_pylist()[0] for job in jobs]
+    assert [(row["max_concurrency"], row["request_rate"]) for row in rows] == [(8, 16.0), (8, None)]
+    assert "request_rate" not in OBSERVATIONS.names
+
+
 def test_what_nobody_reports_stays_as_requested(records, make_job):
     resolved = resolved_arguments(make_job({"gpu_memory_utilization": 0.8, "dtype": "half"}).engine, records.engine)
     assert (resolved.gpu_memory_utilization, resolved.dtype) == (0.8, "float16")
