@@ -45,7 +45,7 @@ def _absent(report: ClosedLoopReport | None, limits: ClosedLoopLimits) -> Iterat
 
 
 def _enough_jobs(report: ClosedLoopReport, split: str, limits: ClosedLoopLimits) -> Iterator[Finding]:
-    """Yield whether enough jobs were replayed, and have each figure that has a limit; one-token answers have no TPOT."""
+    """Yield whether enough jobs were replayed, and have each figure that has a limit."""
     jobs = nearest(one for one in report.replays if split in ("", one.split))
     yield _enough(split, "min_jobs", f"{len(jobs)} job(s) replayed", len(jobs), limits)
     for metric, limit in _median_limits(limits).items():
@@ -57,6 +57,7 @@ def _enough_jobs(report: ClosedLoopReport, split: str, limits: ClosedLoopLimits)
 
 
 def _can_have_none(one: Replay, metric: Metric) -> bool:
+    """Answers of one token have no TPOT."""
     return metric == "tpot" and one.longest_answer_tokens <= 1
 
 

@@ -87,7 +87,9 @@ def _fallback(
     in_sample_pct, own_pct = _median_e2e_pct(in_sample.replays), _median_e2e_pct(judged.replays)
     lost = _lost(replays, judged) or _lost(replays, in_sample)
     if lost or own_pct is None or in_sample_pct is None:
-        return f"{missed}, and its black box could not be replayed on {len(lost)} of {len(job_ids)} jobs: {_named(lost)}"
+        return (
+            f"{missed}, and its black box could not be replayed on {len(lost)} of {len(job_ids)} jobs: {_named(lost)}"
+        )
     how = f"held out ({split}, {len(job_ids)} jobs)" if split else "in sample, of its one job"
     if own_pct > (1.0 - _LEAST_GAIN) * error_pct or (split is None and own_pct > limit_pct):
         return f"{missed}, and its black box is no better: {own_pct:.1f} % {how}"

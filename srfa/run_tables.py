@@ -56,7 +56,8 @@ def read_tables(folder: Path, *, run_id: str | None = None) -> Tables:
         raise InputError(f"{folder}: no such folder; name what 'srfa ingest --out' wrote")
     found = {name: _parts(folder / "tables" / name, run_id) for name in _SCHEMAS}
     if not found["jobs"]:
-        raise NothingMeasuredError(f"{folder}: no tables/jobs/{_of_run(run_id)} in it; make them with 'srfa ingest SRC --out {folder}'")
+        missing = _of_run(Path("tables/jobs"), run_id)
+        raise NothingMeasuredError(f"{folder}: no {missing} in it; make them with 'srfa ingest SRC --out {folder}'")
     parts = {name: [read_table(path, _SCHEMAS[name]) for path in paths] for name, paths in found.items()}
     tables = Tables(
         **{name: pa.concat_tables(parts[name] or [schema.empty_table()]) for name, schema in _SCHEMAS.items()}
@@ -75,18 +76,17 @@ def observation_files(folder: Path, *, run_id: str | None = None) -> tuple[Path,
     """
     files = _parts(folder / "observations", run_id)
     if not files:
-        raise NothingMeasuredError(
-            f"{folder}: no observations/{_of_run(run_id)} in it; every job was refused, or nothing was ingested"
-        )
+        missing = _of_run(Path("observations"), run_id)
+        raise NothingMeasuredError(f"{folder}: no {missing}/ in it; every job was refused, or nothing was ingested")
     return tuple(files)
 
 
 def _parts(folder: Path, run_id: str | None) -> list[Path]:
-    return sorted((folder / _of_run(run_id)).rglob("*.parquet"))
+    return sorted(_of_run(folder, run_id).rglob("*.parquet"))
 
 
-def _of_run(run_id: str | None) -> str:
-    return f"run_id={run_id}" if run_id else ""
+def _of_run(folder: Path, run_id: str | None) -> Path:
+    return folder / f"run_id={run_id}" if run_id else folder
 
 
 def _require_each_job_once(jobs: pa.Table, folder: Path) -> None:
@@ -97,8 +97,8 @@ def _require_each_job_once(jobs: pa.Table, folder: Path) -> None:
     if twice:
         job_id, found = min(twice.items())
         raise InputError(
-            f"{folder}: job {job_id} was measured in runs {', '.join(found)} ({len(twice)} such job(s)), and their steps"
-            f" cannot be told apart; name one run with --run-id {found[-1]}"
+            f"{folder}: job {job_id} was measured in runs {', '.join(found)} ({len(twice)} such job(s)), and their"
+            f" steps cannot be told apart; name one run with --run-id {found[-1]}"
         )
 
 

@@ -182,9 +182,7 @@ def with_closed_loop(candidate: Candidate, dataset: Dataset, *, progress: Progre
     """Replay every measured job on the folds that never saw it; without the tables of a run the report says so."""
     if dataset.tables is None:
         fitted = candidate.coefficients
-        left_out = ClosedLoopReport(
-            estimator=fitted.estimator, impossible=NO_TABLES, provenance=fitted.provenance
-        )
+        left_out = ClosedLoopReport(estimator=fitted.estimator, impossible=NO_TABLES, provenance=fitted.provenance)
         return replace(candidate, closed_loop=left_out)
     measurements = _measurements(candidate, dataset, dataset.tables)
     return replace(candidate, closed_loop=replay_validations(candidate.validations, measurements, progress=progress))

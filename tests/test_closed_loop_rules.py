@@ -175,7 +175,9 @@ def of(provenance):
 
 
 def test_a_closed_loop_of_other_data_is_refused_and_both_are_named():
-    with pytest.raises(InputError, match=r"3 jobs, sha256 7a7a7a7a7a7a of 7a\.parquet.*of time \(3 jobs, sha256 8b8b8b8b"):
+    with pytest.raises(
+        InputError, match=r"3 jobs, sha256 7a7a7a7a7a7a of 7a\.parquet.*of time \(3 jobs, sha256 8b8b8b8b"
+    ):
         check_gate([reported(AUGUST)], limits(), closed_loop=of(JULY))
 
 

@@ -131,7 +131,7 @@ def test_a_job_that_two_runs_measured_is_refused_by_name_until_one_run_is_named(
 
 def test_a_run_that_is_not_there_ends_with_four(two_runs, capsys):
     assert main(["replay", str(two_runs), "--run-id", "may", "--split", "leave-one-job-out"]) == 4
-    assert "no observations/run_id=may in it" in capsys.readouterr().err
+    assert "no observations/run_id=may/ in it" in capsys.readouterr().err
 
 
 @pytest.fixture
