@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from srfa.closed_loop_report import ClosedLoopReport, NoiseFloor, NotReplayed, Pair, Replay
 from srfa.closed_loop_summary import Means, closed_loop_report, noise_floor
-from srfa.coefficients import Coefficients
+from srfa.coefficients import Coefficients, Provenance
 from srfa.errors import InputError, SrfaError, UnknownConfigurationError
 from srfa.estimators import estimator_named
 from srfa.estimators.blackbox import configuration_name
@@ -65,12 +65,14 @@ def replay_validations(
     """
     learned = [one for validation in validations for one in learned_by_folds(validation)]
     estimator = validations[0].report.estimator if validations else ""
+    origin = validations[0].report.provenance if validations else Provenance()
     lost = [
         NotReplayed(job_id=job.job_id, place=job.place, reason=_why_never_held_out(validations))
         for job in measurements.jobs.values()
         if not any(job.job_id in one.job_ids for one in learned)
     ]
-    return replay_learned(estimator, learned, measurements, lost=lost, progress=progress)
+    report = replay_learned(estimator, learned, measurements, lost=lost, progress=progress)
+    return report.model_copy(update={"provenance": origin})
 
 
 def replay_coefficients(
@@ -89,7 +91,8 @@ def replay_coefficients(
         Learned("", "", coefficients.provenance.n_steps, (job_id,), coefficients, steps, seen=job_id in fitted_to)
         for job_id in there
     ]
-    return replay_learned(coefficients.estimator, learned, measurements, progress=progress)
+    report = replay_learned(coefficients.estimator, learned, measurements, progress=progress)
+    return report.model_copy(update={"provenance": coefficients.provenance})
 
 
 def learned_by_folds(validation: CrossPrediction) -> Iterator[Learned]:
@@ -170,6 +173,7 @@ def _replayed(job: MeasuredJob, learned: Learned, outside: OutsideFit, measureme
         workload=job.workload,
         n_requests=load.n_requests,
         view=measured.view,
+        longest_answer_tokens=int(load.output_tokens.max()),
         without_outside=_missing(outside),
         step_time_us=learned.step_times_us.get(job.job_id),
         wall_ratio=pair_of(wall_ratio, delays.wall_ratio) if wall_ratio else None,

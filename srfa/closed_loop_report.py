@@ -12,10 +12,13 @@ from typing import Literal, get_args
 
 from pydantic import Field, FiniteFloat
 
+from srfa.coefficients import Provenance
+from srfa.errors import InputError
 from srfa.files import read_document, write_text
 from srfa.metrics import PERCENT
 from srfa.request_report import RequestModelReport
 from srfa.specs import Spec
+from srfa.validation_report import ValidationReport
 
 Metric = Literal["ttft", "tpot", "itl", "e2e", "throughput"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -67,6 +70,8 @@ class Replay(Spec):
         Model, GPU, parallelism and numbers, as :func:`srfa.estimators.blackbox.configuration_name` says them.
     view
         Whose times were compared: the client's, or the engine's where no client was recorded.
+    longest_answer_tokens
+        Output tokens of the request with the most; where they are one, the job has no TPOT to compare.
     without_outside
         Which models of what lies outside the steps could not be fitted to other jobs, and why: what they stand for was
         taken as nothing. Empty where there are all.
@@ -91,6 +96,7 @@ class Replay(Spec):
     workload: str
     n_requests: int
     view: Literal["client", "engine"]
+    longest_answer_tokens: int
     without_outside: str = ""
     step_time_us: Pair | None = None
     wall_ratio: Pair | None = None
@@ -197,6 +203,9 @@ class ClosedLoopReport(Spec):
         None where no cell was measured twice.
     request_models
         The models of what lies outside the steps on held-out jobs; None where nothing was replayed.
+    provenance
+        Where the fits came from that the jobs were replayed on: the data that the folds were made of, or those of the
+        given coefficients.
     """
 
     schema_version: Literal[1] = 1
@@ -208,6 +217,7 @@ class ClosedLoopReport(Spec):
     request_models: RequestModelReport | None = None
     replays: tuple[Replay, ...] = ()
     not_replayed: tuple[NotReplayed, ...] = ()
+    provenance: Provenance = Provenance()
 
     @property
     def job_ids(self) -> frozenset[str]:
@@ -219,6 +229,22 @@ class ClosedLoopReport(Spec):
         """One entry a job that was never replayed."""
         first = {one.job_id: one for one in reversed(self.not_replayed) if one.job_id not in self.job_ids}
         return tuple(sorted(first.values(), key=lambda one: one.job_id))
+
+    def require_of(self, reports: Iterable[ValidationReport]) -> None:
+        """Do nothing where all of these reports are of the data that the replays were made on.
+
+        Raises
+        ------
+        InputError
+            One of them is of other data, or one of the two files does not say of which it is.
+        """
+        for report in reports:
+            if report.provenance.data != self.provenance.data:
+                raise InputError(
+                    f"the closed loop is of other data ({self.provenance.data_in_words}) than the report of"
+                    f" {report.split} ({report.provenance.data_in_words}); run 'srfa replay DIR --split S --out"
+                    " closed_loop.json' and 'srfa validate' on the same observation files"
+                )
 
 
 def nearest(replays: Iterable[Replay]) -> tuple[Replay, ...]:

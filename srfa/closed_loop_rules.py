@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from srfa.closed_loop_report import ClosedLoopReport, Metric, Summary, nearest
+from srfa.closed_loop_report import ClosedLoopReport, Metric, Replay, Summary, nearest
 from srfa.limits import ClosedLoopLimits
 from srfa.metrics import mean_interval
 from srfa.verdict import Finding, finding_of
@@ -26,11 +26,13 @@ def closed_loop_findings(
     if report is None or headline is None:
         yield from _absent(report, limits)
     else:
-        yield _enough_jobs(headline, limits)
+        yield from _enough_jobs(report, "", limits)
         yield from _within(headline, limits)
         yield from _splits_within(report, limits)
     if report is not None:
         yield _replayed(report, limits)
+    if baseline is not None and baseline.headline is not None:
+        yield from _covered(report, baseline)
         yield from _against(report, baseline, limits)
 
 
@@ -42,17 +44,33 @@ def _absent(report: ClosedLoopReport | None, limits: ClosedLoopLimits) -> Iterat
         yield _finding("required", passed=False, sentence=f"closed loop: is required and {reason}")
 
 
-def _enough_jobs(headline: Summary, limits: ClosedLoopLimits) -> Finding:
-    passed, least = headline.n_jobs >= limits.min_jobs, limits.min_jobs
+def _enough_jobs(report: ClosedLoopReport, split: str, limits: ClosedLoopLimits) -> Iterator[Finding]:
+    """Yield whether enough jobs were replayed, and have each figure that has a limit."""
+    jobs = nearest(one for one in report.replays if split in ("", one.split))
+    yield _enough(split, "min_jobs", f"{len(jobs)} job(s) replayed", len(jobs), limits)
+    for metric, limit in _median_limits(limits).items():
+        lacking = [one for one in jobs if metric not in one.metrics and not _can_have_none(one, metric)]
+        if (limit is None and limits.max_abs_bias_pct is None) or not 0 < len(lacking) < len(jobs):
+            continue
+        n_with = len(jobs) - len(lacking)
+        yield _enough(split, f"min_jobs of {metric}", f"{n_with} job(s) with {_JUDGED[metric]}", n_with, limits)
+
+
+def _can_have_none(one: Replay, metric: Metric) -> bool:
+    """Answers of one token have no TPOT."""
+    return metric == "tpot" and one.longest_answer_tokens <= 1
+
+
+def _enough(split: str, rule: str, what: str, value: int, limits: ClosedLoopLimits) -> Finding:
+    passed, least = value >= limits.min_jobs, limits.min_jobs
     enough = "enough" if passed else "too few to prove anything"
-    sentence = f"closed loop: {headline.n_jobs} job(s) replayed, {enough} for the limit of {least}"
-    return _finding("min_jobs", value=headline.n_jobs, limit=least, passed=passed, sentence=sentence)
+    sentence = f"{_where(split)}: {what}, {enough} for the limit of {least}"
+    return _finding(rule, split=split, value=value, limit=least, passed=passed, sentence=sentence)
 
 
 def _within(summary: Summary, limits: ClosedLoopLimits) -> Iterator[Finding]:
-    medians = (limits.max_median_e2e_pct, limits.max_median_ttft_pct, limits.max_median_tpot_pct)
-    for (metric, name), limit in zip(_JUDGED.items(), medians, strict=True):
-        found = summary.metrics.get(metric)
+    for metric, limit in _median_limits(limits).items():
+        name, found = _JUDGED[metric], summary.metrics.get(metric)
         median, bias = (found.median_pct, abs(found.bias_pct)) if found else (None, None)
         yield _at_most(summary.split, f"max_median_{metric}_pct", f"median error of {name}", median, limit)
         yield _at_most(
@@ -60,14 +78,25 @@ def _within(summary: Summary, limits: ClosedLoopLimits) -> Iterator[Finding]:
         )
 
 
+def _median_limits(limits: ClosedLoopLimits) -> dict[Metric, float | None]:
+    return {
+        "e2e": limits.max_median_e2e_pct,
+        "ttft": limits.max_median_ttft_pct,
+        "tpot": limits.max_median_tpot_pct,
+    }
+
+
+def _where(split: str) -> str:
+    return f"closed loop, {split}" if split else "closed loop"
+
+
 def _at_most(split: str, rule: str, what: str, value: float | None, limit: float | None) -> Finding:
-    where = f"closed loop, {split}" if split else "closed loop"
     if value is None:
-        sentence = f"{where}: no replayed job has a figure for the {what}"
+        sentence = f"{_where(split)}: no replayed job has a figure for the {what}"
         return _finding(rule, split=split, limit=limit, passed=limit is None, sentence=sentence)
     passed = limit is None or value <= limit
     against = "(no limit)" if limit is None else f"is {'within' if passed else 'above'} the limit {limit:g} %"
-    sentence = f"{where}: {what} {value:.1f} % {against}"
+    sentence = f"{_where(split)}: {what} {value:.1f} % {against}"
     return _finding(rule, split=split, value=value, limit=limit, passed=passed, sentence=sentence)
 
 
@@ -75,6 +104,7 @@ def _splits_within(report: ClosedLoopReport, limits: ClosedLoopLimits) -> Iterat
     by_name = {summary.split: summary for summary in report.splits}
     for split in limits.splits:
         if split in by_name:
+            yield from _enough_jobs(report, split, limits)
             yield from _within(by_name[split], limits)
         else:
             sentence = f"closed loop, {split}: no job was replayed on a fold of this split"
@@ -90,17 +120,21 @@ def _replayed(report: ClosedLoopReport, limits: ClosedLoopLimits) -> Finding:
     return _finding("max_not_replayed", value=len(lost), limit=most, passed=len(lost) <= most, sentence=sentence)
 
 
-def _against(
-    report: ClosedLoopReport, baseline: ClosedLoopReport | None, limits: ClosedLoopLimits
-) -> Iterator[Finding]:
-    if baseline is None or baseline.headline is None:
-        return
-    headline, now = report.headline, {replay.place for replay in nearest(report.replays)}
+def _covered(report: ClosedLoopReport | None, baseline: ClosedLoopReport) -> Iterator[Finding]:
+    """Yield what the baseline replayed and the report does not; all of it, where none was made."""
+    now = {replay.place for replay in nearest(report.replays if report else ())}
     for place in sorted({replay.place for replay in nearest(baseline.replays)} - now):
         sentence = f"closed loop: {place}: replayed in the baseline, missing now"
         yield _finding("lost_coverage", passed=False, sentence=sentence)
+
+
+def _against(
+    report: ClosedLoopReport | None, baseline: ClosedLoopReport, limits: ClosedLoopLimits
+) -> Iterator[Finding]:
+    if report is None or report.headline is None or baseline.headline is None:
+        return
     for metric, name in _JUDGED.items():
-        before, after = baseline.headline.median_pct(metric), headline.median_pct(metric) if headline else None
+        before, after = baseline.headline.median_pct(metric), report.headline.median_pct(metric)
         if before is not None and after is not None:
             surely = _sure_rise(baseline, report, metric)
             yield _regression(metric, name, (before, after), surely, limits.max_regression_pct_points)

@@ -22,14 +22,15 @@ from srfa.closed_loop_page import (
     summary_rows,
 )
 from srfa.closed_loop_report import ClosedLoopReport, write_closed_loop
-from srfa.coefficients import read_coefficients
+from srfa.coefficients import Provenance, read_coefficients
 from srfa.errors import IncompleteError, NothingMeasuredError, UsageError
-from srfa.estimator_names import DEFAULT_ESTIMATOR
+from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.files import require_writable
 from srfa.folds import split_named
-from srfa.observations import load_observations
-from srfa.options import Calibrations, Common, ConfigFile, Estimator, calibrated, with_common
-from srfa.run_tables import observation_files, read_tables
+from srfa.observations import Observations, load_observations
+from srfa.options import Calibrations, Common, ConfigFile, calibrated, with_common
+from srfa.provenance import file_hashes, provenance_of
+from srfa.run_tables import Tables, observation_files, read_tables
 
 if TYPE_CHECKING:
     from srfa.measurements import Measurements
@@ -45,7 +46,11 @@ def replay(  # noqa: PLR0913 - one parameter an option
     split: Annotated[
         list[str] | None, typer.Option(help="Replay on fits that never saw the job: those of this split; repeatable.")
     ] = None,
-    estimator: Estimator = DEFAULT_ESTIMATOR,
+    estimator: Annotated[
+        str | None,
+        typer.Option(help=f"With --split: {', '.join(ESTIMATOR_NAMES)}; {DEFAULT_ESTIMATOR} where absent."),
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="Of the runs in DIR, this one alone.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Also write closed_loop.json, for 'srfa gate --closed-loop'.")
     ] = None,
@@ -66,18 +71,22 @@ def replay(  # noqa: PLR0913 - one parameter an option
 
     if bool(coefficients) == bool(split):
         raise UsageError("give either --coefficients, or --split for fits that never saw the job")
+    if coefficients and estimator:
+        raise UsageError(f"--estimator {estimator}: the coefficients say which estimator they are of; leave it out")
     for path in (out, plot):
         if path:
             require_writable(path)
     if plot:
         check_picture(plot)
     catalog, settings = calibrated(common, calibrate), common.fit_config(config)
-    steps = load_observations(observation_files(folder))
-    measurements = Measurements(steps, read_tables(folder), catalog, settings)
+    files = observation_files(folder, run_id=run_id)
+    steps, tables = load_observations(files), read_tables(folder, run_id=run_id)
+    measurements = Measurements(steps, _of_observed_jobs(tables, steps), catalog, settings)
     if coefficients:
         report = _on_coefficients(coefficients, measurements)
     else:
-        report = _on_folds(split or [], estimator, measurements, common.jobs)
+        origin = provenance_of(steps, file_hashes(files), microbenchmarks=calibrate or ())
+        report = _on_folds(split or [], estimator or DEFAULT_ESTIMATOR, measurements, origin, common.jobs)
     if common.as_json:
         present.show_json(report)
     else:
@@ -122,6 +131,15 @@ def require_replayed(report: ClosedLoopReport) -> None:
     raise IncompleteError(text) if report.replays else NothingMeasuredError(text)
 
 
+def _of_observed_jobs(tables: Tables, steps: Observations) -> Tables:
+    """Return the tables of the jobs that have observations, and name the others: the data gates refused them."""
+    observed = set(steps.job_ids)
+    if refused := sorted(set(tables.jobs["job_id"].to_pylist()) - observed):
+        present.say(f"{len(refused)} job(s) without observations are left out, as 'srfa ingest' refused their data:")
+        present.say("\n".join(f"  {job_id}" for job_id in refused))
+    return tables.of_jobs(observed)
+
+
 def _on_coefficients(path: Path, measurements: Measurements) -> ClosedLoopReport:
     from srfa.closed_loop import replay_coefficients  # noqa: PLC0415 - see above
 
@@ -130,7 +148,9 @@ def _on_coefficients(path: Path, measurements: Measurements) -> ClosedLoopReport
         return replay_coefficients(fitted, measurements, progress=advance)
 
 
-def _on_folds(splits: list[str], estimator: str, measurements: Measurements, n_jobs: int) -> ClosedLoopReport:
+def _on_folds(
+    splits: list[str], estimator: str, measurements: Measurements, origin: Provenance, n_jobs: int
+) -> ClosedLoopReport:
     from srfa.closed_loop import replay_validations  # noqa: PLC0415 - see above
     from srfa.estimators import estimator_named  # noqa: PLC0415 - see above
     from srfa.validate import cross_predict  # noqa: PLC0415 - see above
@@ -139,10 +159,9 @@ def _on_folds(splits: list[str], estimator: str, measurements: Measurements, n_j
     validations = []
     for one in dict.fromkeys(map(split_named, splits)):
         with present.progress(one) as advance:
-            validations.append(
-                cross_predict(
-                    chosen, steps, catalog, split=one, config=measurements.config, n_jobs=n_jobs, progress=advance
-                )
+            found = cross_predict(
+                chosen, steps, catalog, split=one, config=measurements.config, n_jobs=n_jobs, progress=advance
             )
+        validations.append(found.with_provenance(origin))
     with present.progress("replay") as advance:
         return replay_validations(validations, measurements, progress=advance)

@@ -15,6 +15,7 @@ from srfa.grades import Intervals, TrainingDomain
 from srfa.specs import Spec
 
 Transfer = Literal["zero-shot", "calibrated", "few-shot"]
+_DIGITS_SHOWN = 12
 """How a fit reaches hardware: by datasheets alone, with a microbenchmark of it, or refitted to some steps on it."""
 
 
@@ -124,6 +125,28 @@ class Provenance(Spec):
     srfa_version: str = ""
     code_version: str = ""
     library_versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def data(self) -> frozenset[str]:
+        """What tells these data from others: the files' digests, whatever the files are called, else the jobs' ids.
+
+        Measured twice, a matrix has the same jobs and other data; so job ids count only where no file was hashed.
+        """
+        return frozenset(self.data_sha256.values()) or frozenset(self.job_ids)
+
+    @property
+    def data_in_words(self) -> str:
+        """The data as an error names them.
+
+        >>> Provenance(data_sha256={"o.parquet": "0123456789abcdef"}, job_ids=("a", "b")).data_in_words
+        '2 jobs, sha256 0123456789ab of o.parquet'
+        >>> Provenance().data_in_words
+        'not recorded'
+        """
+        if not self.data:
+            return "not recorded"
+        files = (f"sha256 {digest[:_DIGITS_SHOWN]} of {name}" for name, digest in sorted(self.data_sha256.items()))
+        return ", ".join((f"{len(self.job_ids)} jobs", *files))
 
 
 class FoldSummary(Spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +82,15 @@ def _fallback(
         coefficients = _fit(steps, measurements)
     except FitError as error:
         return f"{missed}, and a black box cannot be fitted: {error}"
-    in_sample_pct = _in_sample_e2e_pct(coefficients, job_ids, measurements)
-    split = _split_of(steps, measurements)
-    held_out_pct = _held_out_e2e_pct(steps, split, measurements) if split else None
-    own_pct = held_out_pct if split else in_sample_pct
+    split, in_sample = _split_of(steps, measurements), _replayed_in_sample(coefficients, job_ids, measurements)
+    judged = _replayed_held_out(steps, split, measurements) if split else in_sample
+    in_sample_pct, own_pct = _median_e2e_pct(in_sample.replays), _median_e2e_pct(judged.replays)
+    lost = _lost(replays, judged) or _lost(replays, in_sample)
+    if lost or own_pct is None or in_sample_pct is None:
+        return (
+            f"{missed}, and its black box could not be replayed on {len(lost)} of {len(job_ids)} jobs: {_named(lost)}"
+        )
     how = f"held out ({split}, {len(job_ids)} jobs)" if split else "in sample, of its one job"
-    if own_pct is None or in_sample_pct is None:
-        return f"{missed}, and its black box could not be replayed"
     if own_pct > (1.0 - _LEAST_GAIN) * error_pct or (split is None and own_pct > limit_pct):
         return f"{missed}, and its black box is no better: {own_pct:.1f} % {how}"
     return Fallback(
@@ -96,7 +98,7 @@ def _fallback(
         sentence=f"{missed}; its own black box has {own_pct:.1f} % {how}",
         job_ids=job_ids,
         estimator_e2e_pct=error_pct,
-        held_out_e2e_pct=held_out_pct,
+        held_out_e2e_pct=own_pct if split else None,
         in_sample_e2e_pct=in_sample_pct,
         coefficients=coefficients,
     )
@@ -112,11 +114,25 @@ def _fit(steps: Observations, measurements: Measurements) -> Coefficients:
     return fitted.model_copy(update={"provenance": provenance_of(steps, {})})
 
 
-def _in_sample_e2e_pct(
-    coefficients: Coefficients, job_ids: tuple[str, ...], measurements: Measurements
-) -> float | None:
-    learned = Learned("", "", coefficients.provenance.n_steps, job_ids, coefficients, {}, seen=True)
-    return _median_e2e_pct(replay_learned(_BLACKBOX, [learned], measurements).replays)
+def _replayed_in_sample(
+    coefficients: Coefficients, job_ids: Sequence[str], measurements: Measurements
+) -> ClosedLoopReport:
+    """Replay each job by itself, with what lies outside the steps learned from all others."""
+    n_steps = coefficients.provenance.n_steps
+    learned = [Learned("", "", n_steps, (job_id,), coefficients, {}, seen=True) for job_id in job_ids]
+    return replay_learned(_BLACKBOX, learned, measurements)
+
+
+def _lost(replays: Sequence[Replay], report: ClosedLoopReport) -> dict[str, str]:
+    """Return the estimator's jobs that have no E2E here, each with the reason: a median of the others may flatter."""
+    expected = [one.job_id for one in replays if one.error_pct("e2e") is not None]
+    there = {one.job_id for one in report.replays if one.error_pct("e2e") is not None}
+    reasons = {one.job_id: one.reason for one in report.not_replayed}
+    return {job_id: reasons.get(job_id, "no fold of it was fitted") for job_id in expected if job_id not in there}
+
+
+def _named(lost: Mapping[str, str]) -> str:
+    return "; ".join(f"{job_id}: {reason}" for job_id, reason in lost.items())
 
 
 def _split_of(steps: Observations, measurements: Measurements) -> Split | None:
@@ -125,10 +141,9 @@ def _split_of(steps: Observations, measurements: Measurements) -> Split | None:
     return next(possible, None)
 
 
-def _held_out_e2e_pct(steps: Observations, split: Split, measurements: Measurements) -> float | None:
-    """Replay each job on a fit that never saw it; None where no replay succeeds."""
+def _replayed_held_out(steps: Observations, split: Split, measurements: Measurements) -> ClosedLoopReport:
+    """Replay each job on a fit that never saw it."""
     validation = cross_predict(
         estimator_named(_BLACKBOX), steps, measurements.catalog, split=split, config=measurements.config
     )
-    report = replay_learned(_BLACKBOX, list(learned_by_folds(validation)), measurements)
-    return _median_e2e_pct(report.replays)
+    return replay_learned(_BLACKBOX, list(learned_by_folds(validation)), measurements)

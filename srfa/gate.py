@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from srfa.closed_loop_report import ClosedLoopReport
 from srfa.closed_loop_rules import closed_loop_findings
-from srfa.coefficients import Coefficients
+from srfa.coefficients import Coefficients, Transfer
 from srfa.errors import InputError
 from srfa.limits import (
     BaselineLimits,
@@ -65,13 +65,16 @@ def check_gate(
     Raises
     ------
     InputError
-        The reports hold one split twice, belong to different estimators, or they or the baseline know different
-        things of the hardware (zero-shot, calibrated, few-shot); or reports, physics and coefficients do not belong
-        together.
+        The reports hold one split twice, belong to different estimators, or they, the closed loop or the baseline know
+        different things of the hardware (zero-shot, calibrated, few-shot); or reports, physics and coefficients do not
+        belong together; or a closed loop is of other data than the reports it stands beside.
     """
-    _refuse_mixed_transfer((*reports, *(baseline or ())))
+    transfers = [report.transfer for report in (*reports, *(baseline or ()))]
+    transfers += [loop.provenance.transfer for loop in (closed_loop, baseline_closed_loop) if loop]
+    _refuse_mixed_transfer(transfers)
     by_split = _by_split(reports)
     _refuse_strangers(reports, physics, coefficients, closed_loop)
+    _refuse_strange_baseline(baseline or (), baseline_closed_loop)
     findings = [
         *_required(by_split, limits),
         *(finding for report in reports for finding in _sound(report)),
@@ -94,8 +97,8 @@ def _by_split(reports: Iterable[ValidationReport]) -> dict[str, ValidationReport
     return by_split
 
 
-def _refuse_mixed_transfer(reports: Iterable[ValidationReport]) -> None:
-    if len(modes := {report.transfer for report in reports}) > 1:
+def _refuse_mixed_transfer(transfers: Iterable[Transfer]) -> None:
+    if len(modes := set(transfers)) > 1:
         raise InputError(
             f"reports of different transfer modes ({', '.join(sorted(modes))}); what a calibrated fit reaches says "
             "nothing of a zero-shot one: gate each mode by itself, against a baseline of its own"
@@ -119,6 +122,15 @@ def _refuse_strangers(
         raise InputError(", ".join(f"{what} of {name}" for what, name in about.items()) + "; gate one at a time")
     if physics and coefficients:
         physics.require_of(coefficients)
+    if closed_loop:
+        closed_loop.require_of(reports)
+
+
+def _refuse_strange_baseline(reports: Sequence[ValidationReport], closed_loop: ClosedLoopReport | None) -> None:
+    try:
+        _refuse_strangers(reports, None, None, closed_loop)
+    except InputError as error:
+        raise InputError(f"baseline: {error}") from error
 
 
 def _required(by_split: dict[str, ValidationReport], limits: Limits) -> Iterator[Finding]:

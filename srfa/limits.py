@@ -68,7 +68,8 @@ class ClosedLoopLimits(Spec):
     required
         The verdict is no where nothing could be replayed.
     min_jobs
-        Replayed jobs below which the headline proves nothing.
+        Replayed jobs below which a median proves nothing: of the headline, of each of ``splits``, and of each metric
+        that has a limit; a job whose answers are all of one token has no TPOT and does not lack it.
     max_not_replayed
         Jobs that could not be replayed in any split, as many as are tolerated.
     max_median_e2e_pct, max_median_ttft_pct, max_median_tpot_pct

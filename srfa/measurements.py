@@ -74,7 +74,7 @@ class Measurements:
 
     @cached_property
     def jobs(self) -> dict[str, MeasuredJob]:
-        """Every job of the tables, by its id, in the order of the ids."""
+        """Every job of the tables, by its id, in the order of the ids; the tables hold each of them once."""
         return {job_id: self._job(tables) for job_id, tables in self.tables.by_job().items()}
 
     @cached_property

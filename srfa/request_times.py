@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from srfa.closed_loop_report import Compared, Metric, Pair
 from srfa.metrics import PERCENT
-from srfa.observations import BoolArray
 from srfa.ragged import FloatArray, Ragged
-from srfa.simulate.served import Served, StepLog
+from srfa.simulate.client_file import inter_token_us
+from srfa.simulate.served import Served
 from srfa.units import NS_PER_US, US_PER_S
 
 View = Literal["client", "engine"]
@@ -72,7 +72,7 @@ def served_times(served: Served, view: View) -> RequestTimes:
     if view == "engine":
         first = served.t_first_token_us
         return RequestTimes("engine", first - arrived, finished - arrived, tokens, np.empty(0), span_us)
-    gaps = _gaps_us(served, served.steps) if served.steps else np.empty(0)
+    gaps = inter_token_us(served, served.steps) if served.steps else np.empty(0)
     return RequestTimes("client", served.ttft_us, served.e2e_us, tokens, gaps, span_us)
 
 
@@ -139,34 +139,6 @@ def _compared(measured: FloatArray, predicted: FloatArray) -> Compared | None:
 def _throughput(measured: RequestTimes, predicted: RequestTimes) -> Compared | None:
     mean = pair_of(measured.throughput_tokens_per_s, predicted.throughput_tokens_per_s)
     return Compared(n=len(measured.e2e_us), mean=mean) if mean else None
-
-
-def _gaps_us(served: Served, steps: StepLog) -> FloatArray:
-    """Return the client's gaps between tokens, request after request.
-
-    A request's step makes a token where it reaches the end of what is known and gets beyond what it reached before; a
-    recomputation after a preemption does not.
-    """
-    step = np.repeat(np.arange(steps.n_steps), np.diff(steps.offsets))
-    order = np.lexsort((step, steps.request))
-    request, reach = steps.request[order], (steps.computed_tokens + steps.new_tokens)[order]
-    makes = (reach >= served.prompt_tokens[request]) & _rises(request, reach)
-    request, token_us = request[makes], steps.t_output_us[step[order][makes]]
-    same = request[1:] == request[:-1]
-    return np.asarray(np.diff(token_us)[same] + _per_token_us(served)[request[1:][same]])
-
-
-def _rises(request: np.ndarray, reach: np.ndarray) -> BoolArray:
-    """Return where a value lies above all earlier ones of its request; requests stand together, ascending."""
-    height = reach + request * (int(reach.max(initial=0)) + 1)
-    before = np.concatenate([[-1], np.maximum.accumulate(height)[:-1]])
-    return np.asarray(height > before, dtype=np.bool_)
-
-
-def _per_token_us(served: Served) -> FloatArray:
-    """What each token after the first adds outside the steps."""
-    outside = served.t_departed_us - served.t_finished_us - served.first_outside_us
-    return np.asarray(outside / np.maximum(served.output_tokens - 1, 1))
 
 
 def _numbers(table: pa.Table, name: str) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,39 +41,65 @@ class Tables:
         }
 
 
-def read_tables(folder: Path) -> Tables:
-    """Read ``tables/`` of a folder that ``srfa ingest`` wrote: all jobs of all runs in it.
+def read_tables(folder: Path, *, run_id: str | None = None) -> Tables:
+    """Read ``tables/`` of a folder that ``srfa ingest`` wrote: all jobs of one run, or of all runs in it.
 
     Raises
     ------
     InputError
-        The folder does not exist, or a table cannot be used.
+        The folder does not exist, a table cannot be used, or two runs in it measured the same job: a job's id says what
+        was asked for, and only the jobs table says in which run.
     NothingMeasuredError
-        There is no job in it.
+        There is no job in it, or none of the run.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name what 'srfa ingest --out' wrote")
-    found = {name: sorted((folder / "tables" / name).rglob("*.parquet")) for name in _SCHEMAS}
+    found = {name: _parts(folder / "tables" / name, run_id) for name in _SCHEMAS}
     if not found["jobs"]:
-        raise NothingMeasuredError(f"{folder}: no tables/jobs in it; make them with 'srfa ingest SRC --out {folder}'")
+        missing = _of_run(Path("tables/jobs"), run_id)
+        raise NothingMeasuredError(f"{folder}: no {missing} in it; make them with 'srfa ingest SRC --out {folder}'")
     parts = {name: [read_table(path, _SCHEMAS[name]) for path in paths] for name, paths in found.items()}
-    return Tables(
+    tables = Tables(
         **{name: pa.concat_tables(parts[name] or [schema.empty_table()]) for name, schema in _SCHEMAS.items()}
     )
+    _require_each_job_once(tables.jobs, folder)
+    return tables
 
 
-def observation_files(folder: Path) -> tuple[Path, ...]:
-    """Return the observation files of a folder that ``srfa ingest`` wrote.
+def observation_files(folder: Path, *, run_id: str | None = None) -> tuple[Path, ...]:
+    """Return the observation files of a folder that ``srfa ingest`` wrote, of one run or of all.
 
     Raises
     ------
     NothingMeasuredError
-        There is none: the data gates refused every job.
+        There is none: the data gates refused every job, or there is no such run.
     """
-    files = tuple(sorted((folder / "observations").rglob("*.parquet")))
+    files = _parts(folder / "observations", run_id)
     if not files:
-        raise NothingMeasuredError(f"{folder}: no observations/ in it; every job was refused, or nothing was ingested")
-    return files
+        missing = _of_run(Path("observations"), run_id)
+        raise NothingMeasuredError(f"{folder}: no {missing}/ in it; every job was refused, or nothing was ingested")
+    return tuple(files)
+
+
+def _parts(folder: Path, run_id: str | None) -> list[Path]:
+    return sorted(_of_run(folder, run_id).rglob("*.parquet"))
+
+
+def _of_run(folder: Path, run_id: str | None) -> Path:
+    return folder / f"run_id={run_id}" if run_id else folder
+
+
+def _require_each_job_once(jobs: pa.Table, folder: Path) -> None:
+    runs: dict[str, list[str]] = defaultdict(list)
+    for job_id, run_id in zip(jobs["job_id"].to_pylist(), jobs["run_id"].to_pylist(), strict=True):
+        runs[job_id].append(run_id)
+    twice = {job_id: sorted(found) for job_id, found in runs.items() if len(found) > 1}
+    if twice:
+        job_id, found = min(twice.items())
+        raise InputError(
+            f"{folder}: job {job_id} was measured in runs {', '.join(found)} ({len(twice)} such job(s)), and their"
+            f" steps cannot be told apart; name one run with --run-id {found[-1]}"
+        )
 
 
 def _by_job(table: pa.Table) -> dict[str, pa.Table]:

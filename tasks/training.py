@@ -175,7 +175,8 @@ def with_leaderboard(candidate: Candidate, dataset: Dataset) -> Candidate:
 def with_closed_loop(candidate: Candidate, dataset: Dataset, *, progress: Progress = silent) -> Candidate:
     """Replay every measured job on the folds that never saw it; without the tables of a run the report says so."""
     if dataset.tables is None:
-        left_out = ClosedLoopReport(estimator=candidate.coefficients.estimator, impossible=NO_TABLES)
+        fitted = candidate.coefficients
+        left_out = ClosedLoopReport(estimator=fitted.estimator, impossible=NO_TABLES, provenance=fitted.provenance)
         return replace(candidate, closed_loop=left_out)
     measurements = _measurements(candidate, dataset, dataset.tables)
     return replace(candidate, closed_loop=replay_validations(candidate.validations, measurements, progress=progress))

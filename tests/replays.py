@@ -20,6 +20,7 @@ def replay(job_id="job", *, without=(), **changes) -> Replay:
         "workload": "w",
         "n_requests": 20,
         "view": "client",
+        "longest_answer_tokens": 60,
         "step_time_us": pair_of(10_000.0, 10_000.0),
         "n_steps": pair_of(100, 100),
     }

@@ -1,5 +1,8 @@
 """Jobs served by a simulation with a known law, written as a measured run, fitted, and replayed."""
 
+from dataclasses import replace
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -18,6 +21,7 @@ from srfa.run_tables import Tables
 from srfa.schema import JOBS, REQUESTS
 from srfa.simulate.clock import clock_of
 from srfa.validate import cross_predict
+from tests import simulated_jobs
 from tests.replays import replay
 from tests.simulated_jobs import MODELS, ROWS, law, observed, quick, simulated_run
 
@@ -226,6 +230,46 @@ def test_no_fallback_is_made_below_the_limit_or_where_it_is_no_better(run, shipp
 
 def test_a_black_box_is_not_its_own_fallback(run, shipped, report):
     assert search_fallbacks(report, measurements(run, shipped), limit_pct=1e-9).fallbacks == ()
+
+
+def test_the_error_in_sample_is_made_with_models_of_what_lies_outside_the_steps(shipped, monkeypatch):
+    """All jobs are of one configuration, and a third of their time lies between the steps."""
+    monkeypatch.setattr(simulated_jobs, "BETWEEN_US", 3_000.0)
+    measured = measurements(simulated_run(law(), ROWS[:6]), shipped)
+    report = replay_validations(validated(measured, "roofline"), measured)
+    (found,) = search_fallbacks(report, measured, limit_pct=10.0).fallbacks
+    assert found.in_sample_e2e_pct < 2.0
+
+
+def test_a_black_box_that_was_replayed_on_some_of_the_jobs_is_declined_with_the_others_named(run, shipped):
+    """One workload has fewer steps than a black box is fitted to, so the jobs of the other have no fold."""
+    measured = measurements(run.of_jobs([row["job_id"] for row in ROWS[2:6]]), shipped)
+    report = replay_validations(validated(measured, "roofline"), measured)
+    steps = measured.observations
+    of = [np.flatnonzero(np.array(steps.job_ids) == row["job_id"]) for row in ROWS[2:6]]
+    kept = np.concatenate([of[0][:4], of[1][:4], *of[2:]])
+    found = search_fallbacks(report, replace(measured, observations=steps.take(kept)), limit_pct=1.0)
+    assert found.fallbacks == ()
+    (sentence,) = found.declined
+    assert "its black box could not be replayed on 2 of 4 jobs" in sentence
+    assert all(row["job_id"] in sentence for row in ROWS[4:6])
+
+
+def test_replays_say_what_data_their_fits_are_of(run, shipped):
+    measured = measurements(run.of_jobs([row["job_id"] for row in ROWS[:2]]), shipped)
+    origin = provenance_of(measured.observations, {"observations.parquet": "00"})
+    validations = [one.with_provenance(origin) for one in validated(measured)]
+    assert replay_validations(validations, measured).provenance == origin
+    fitted = law().model_copy(update={"provenance": provenance_of(measured.observations, {"other.parquet": "11"})})
+    assert replay_coefficients(fitted, measured).provenance == fitted.provenance
+
+
+def test_a_job_of_one_token_answers_is_told_from_one_that_lost_its_tpot(shipped, monkeypatch):
+    monkeypatch.setitem(simulated_jobs.WORKLOADS, "prefill", (900, 1))
+    measured = measurements(simulated_run(law(), ROWS[:4]), shipped)
+    report = replay_coefficients(law(), measured)
+    has_tpot = {one.job_id: (one.longest_answer_tokens > 1, "tpot" in one.metrics) for one in report.replays}
+    assert has_tpot == {row["job_id"]: (row["workload"] == "decode",) * 2 for row in ROWS[:4]}
 
 
 def test_a_release_folder_without_fallbacks_has_none(tmp_path):

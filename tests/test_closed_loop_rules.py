@@ -2,7 +2,7 @@ import pytest
 
 from srfa.closed_loop_report import ClosedLoopReport, NotReplayed
 from srfa.closed_loop_summary import closed_loop_report
-from srfa.coefficients import FitConfig
+from srfa.coefficients import FitConfig, Provenance
 from srfa.errors import InputError, LimitsError
 from srfa.gate import Limits, check_gate, load_limits
 from srfa.validation_report import ValidationReport
@@ -119,6 +119,101 @@ def test_a_closed_loop_of_another_estimator_is_refused_by_name():
     )
     with pytest.raises(InputError, match="reports of roofline, closed loop of srfa"):
         check_gate([report], limits(), closed_loop=loop())
+
+
+def test_a_baseline_that_was_replayed_may_not_be_followed_by_nothing():
+    """A closed loop that is not required may be missing, but not lost."""
+    decision = judged(None, loop(), required=False)
+    assert broken(decision) == [("", "lost_coverage")]
+    assert "replayed in the baseline, missing now" in decision.broken[0].sentence
+    nothing = ClosedLoopReport(estimator="srfa", impossible="no tables came along")
+    assert judged(None, nothing, required=False).passed
+
+
+def test_a_median_of_fewer_jobs_than_the_limit_proves_nothing_however_many_were_replayed():
+    report = closed_loop_report("srfa", [replay("a"), *(replay(job, without=("tpot",)) for job in "bcd")])
+    decision = judged(report)
+    assert broken(decision) == [("", "min_jobs of tpot")]
+    assert "1 job(s) with TPOT, too few to prove anything for the limit of 2" in decision.broken[0].sentence
+    assert judged(report, max_median_tpot_pct=None, max_abs_bias_pct=None).passed
+
+
+def test_a_job_whose_answers_are_single_tokens_does_not_lack_its_tpot():
+    single = (replay(job, without=("tpot", "itl"), longest_answer_tokens=1) for job in "bcd")
+    assert judged(closed_loop_report("srfa", [replay("a"), *single])).passed
+
+
+def test_a_named_split_needs_as_many_jobs_as_the_headline():
+    replays = [replay("a", n_train_steps=200), replay("b", n_train_steps=200), replay("a", split="leave-one-gpu-out")]
+    report = closed_loop_report("srfa", replays)
+    assert judged(report).passed
+    decision = judged(report, splits=["leave-one-gpu-out"])
+    assert broken(decision) == [("leave-one-gpu-out", "min_jobs")]
+    assert "closed loop, leave-one-gpu-out: 1 job(s) replayed" in decision.broken[0].sentence
+
+
+JULY, AUGUST = (Provenance(data_sha256={f"{name}.parquet": name * 32}, job_ids=JOBS) for name in ("7a", "8b"))
+"""The same matrix, measured twice: equal job ids, other data."""
+
+
+def reported(provenance, estimator="srfa"):
+    return ValidationReport(
+        estimator=estimator,
+        split="time",
+        transfer=provenance.transfer,
+        config=FitConfig(),
+        n_steps=1,
+        n_jobs=1,
+        pooled=None,
+        folds=(),
+        provenance=provenance,
+    )
+
+
+def of(provenance):
+    return loop().model_copy(update={"provenance": provenance})
+
+
+def test_a_closed_loop_of_other_data_is_refused_and_both_are_named():
+    with pytest.raises(
+        InputError, match=r"3 jobs, sha256 7a7a7a7a7a7a of 7a\.parquet.*of time \(3 jobs, sha256 8b8b8b8b"
+    ):
+        check_gate([reported(AUGUST)], limits(), closed_loop=of(JULY))
+
+
+def test_a_closed_loop_of_the_same_files_under_other_names_is_accepted():
+    (digest,) = JULY.data_sha256.values()
+    elsewhere = JULY.model_copy(update={"data_sha256": {"observations/run_id=r/observations.parquet": digest}})
+    assert check_gate([reported(JULY)], limits(), closed_loop=of(elsewhere)).passed
+
+
+@pytest.mark.parametrize(("report", "replays"), [(JULY, Provenance()), (Provenance(), JULY)])
+def test_a_file_that_does_not_say_its_data_is_refused_beside_one_that_does(report, replays):
+    with pytest.raises(InputError, match="not recorded"):
+        check_gate([reported(report)], limits(), closed_loop=of(replays))
+
+
+def test_where_no_file_was_hashed_the_jobs_tell_the_data():
+    ab, bc = (Provenance(job_ids=jobs) for jobs in (("a", "b"), ("b", "c")))
+    assert check_gate([reported(ab)], limits(), closed_loop=of(ab)).passed
+    with pytest.raises(InputError, match=r"2 jobs\) than the report of time \(2 jobs\)"):
+        check_gate([reported(ab)], limits(), closed_loop=of(bc))
+
+
+def test_a_baseline_may_be_of_other_data_but_its_closed_loop_must_be_its_own():
+    now = {"reports": [reported(AUGUST)], "limits": limits(), "closed_loop": of(AUGUST)}
+    before = [reported(JULY)]
+    assert check_gate(**now, baseline=before, baseline_closed_loop=of(JULY)).passed
+    with pytest.raises(InputError, match="baseline: the closed loop is of other data"):
+        check_gate(**now, baseline=before, baseline_closed_loop=of(AUGUST))
+    with pytest.raises(InputError, match="baseline: reports of roofline, closed loop of srfa"):
+        check_gate(**now, baseline=[reported(JULY, "roofline")], baseline_closed_loop=of(JULY))
+
+
+def test_a_closed_loop_that_knew_more_of_the_hardware_is_refused():
+    calibrated = JULY.model_copy(update={"transfer": "calibrated"})
+    with pytest.raises(InputError, match="calibrated, zero-shot"):
+        check_gate([reported(JULY)], limits(), closed_loop=of(calibrated))
 
 
 @pytest.mark.parametrize("name", ["gate.yaml", "examples/gate-local.yaml"])

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -19,15 +20,15 @@ TABLES = ("jobs", "steps", "requests")
 SOME = [row for row in ROWS if row["model"] == MODELS[0]]
 
 
-def write_run(folder, tables, catalog):
-    """Leave what ``srfa ingest --out`` leaves."""
+def write_run(folder, tables, catalog, *, run_id="run", refused=()):
+    """Leave what ``srfa ingest --out`` leaves: of jobs that its data gates refused, the tables alone."""
     for job_id, own in tables.by_job().items():
         for name in TABLES:
-            write_table(
-                getattr(own, name), folder / "tables" / name / "run_id=run" / f"job_id={job_id}" / "part-0.parquet"
-            )
+            path = folder / "tables" / name / f"run_id={run_id}" / f"job_id={job_id}" / "part-0.parquet"
+            write_table(getattr(own, name), path)
     observations = observations_table(tables.jobs, tables.steps, catalog.gpus)
-    write_table(observations, folder / "observations" / "run_id=run" / "observations.parquet")
+    observations = observations.filter(pc.invert(pc.is_in(observations["job_id"], pa.array(refused, pa.string()))))
+    write_table(observations, folder / "observations" / f"run_id={run_id}" / "observations.parquet")
     return folder
 
 
@@ -84,6 +85,82 @@ def test_a_split_that_is_not_possible_replays_nothing_and_ends_with_four(ingeste
 def test_either_a_split_or_coefficients_are_wanted(ingested, further, capsys):
     assert main(["replay", str(ingested), *further]) == 2
     assert "give either --coefficients, or --split" in capsys.readouterr().err
+
+
+def test_an_estimator_beside_coefficients_is_refused_as_they_are_of_one(ingested, capsys):
+    assert main(["replay", str(ingested), "--coefficients", "c.json", "--estimator", "roofline"]) == 2
+    assert "--estimator roofline: the coefficients say which estimator they are of" in capsys.readouterr().err
+
+
+def test_jobs_that_the_data_gates_refused_are_named_and_neither_replayed_nor_lost(tables, shipped, tmp_path, capsys):
+    refused = SOME[0]["job_id"]
+    folder = write_run(tmp_path / "ingested", tables, shipped, refused=[refused])
+    write_coefficients(law(), tmp_path / "coefficients.json")
+    out = tmp_path / "closed_loop.json"
+    folds = ["--estimator", "blackbox", "--split", "leave-one-job-out"]
+    for given in (folds, ["--coefficients", str(tmp_path / "coefficients.json")]):
+        assert main(["replay", str(folder), *given, "--out", str(out)]) == 0
+        assert "1 job(s) without observations are left out" in (err := capsys.readouterr().err)
+        assert f"  {refused}\n" in err
+        report = read_closed_loop(out)
+        assert report.job_ids == {row["job_id"] for row in SOME[1:]}
+        assert not report.not_replayed
+
+
+@pytest.fixture
+def two_runs(shipped, tmp_path):
+    """One matrix measured twice: the same job ids."""
+    for seed, run_id in enumerate(("july", "august")):
+        rows = [row | {"run_id": run_id} for row in SOME[:2]]
+        write_run(tmp_path / "store", simulated_run(law(), rows, seed=seed), shipped, run_id=run_id)
+    return tmp_path / "store"
+
+
+def test_a_job_that_two_runs_measured_is_refused_by_name_until_one_run_is_named(two_runs, tmp_path, capsys):
+    replaying = ["replay", str(two_runs), "--estimator", "blackbox", "--split", "leave-one-job-out"]
+    assert main(replaying) == 2
+    assert f"job {SOME[0]['job_id']} was measured in runs august, july (2 such job(s))" in capsys.readouterr().err
+    out = tmp_path / "closed_loop.json"
+    for run_id in ("july", "august"):
+        assert main([*replaying, "--run-id", run_id, "--out", str(out)]) == 0
+        own = read_tables(two_runs, run_id=run_id)
+        assert set(own.jobs["run_id"].to_pylist()) == {run_id}
+        measured = {one.job_id: one.n_steps.measured for one in read_closed_loop(out).replays}
+        assert measured == {job_id: one.steps.num_rows for job_id, one in own.by_job().items()}
+
+
+def test_a_run_that_is_not_there_ends_with_four(two_runs, capsys):
+    assert main(["replay", str(two_runs), "--run-id", "may", "--split", "leave-one-job-out"]) == 4
+    assert "no observations/run_id=may/ in it" in capsys.readouterr().err
+
+
+@pytest.fixture
+def judging(two_runs, tmp_path):
+    """Ask the gate for a run's report with a run's closed loop, both made by the verbs."""
+    split = ["--estimator", "blackbox", "--split", "leave-one-job-out"]
+    for run_id in ("july", "august"):
+        files = map(str, observation_files(two_runs, run_id=run_id))
+        assert main(["validate", *files, *split, "--out", str(tmp_path / run_id / "report.json")]) == 0
+        out = ["--out", str(tmp_path / run_id / "closed_loop.json")]
+        assert main(["replay", str(two_runs), "--run-id", run_id, *split, *out]) == 0
+    (tmp_path / "limits.yaml").write_text(
+        "splits: {leave-one-job-out: {}}\nbaseline: {max_regression_pct_points: 50}\n"
+        "closed_loop: {max_median_e2e_pct: 50, max_regression_pct_points: 50}\n"
+    )
+
+    def ask(reported, replayed, *further):
+        given = ["--limits", tmp_path / "limits.yaml", "--closed-loop", tmp_path / replayed / "closed_loop.json"]
+        return main(["gate", *map(str, (tmp_path / reported / "report.json", *given, *further))])
+
+    return ask
+
+
+def test_the_gate_takes_the_replays_of_the_files_that_were_validated_and_no_others(judging, tmp_path, capsys):
+    assert judging("july", "july") == 0
+    assert judging("july", "july", "--baseline", tmp_path / "august" / "report.json") == 0
+    capsys.readouterr()
+    assert judging("july", "august") == 2
+    assert "the closed loop is of other data (2 jobs, sha256 " in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys):

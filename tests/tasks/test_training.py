@@ -1,12 +1,12 @@
 """From a candidate to its verdict: what validations, physics and yardsticks add to coefficients, without Prefect."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from srfa import compare
 from srfa.coefficients import FitConfig
-from srfa.errors import CatalogError, GateFailed, UnknownConfigurationError
+from srfa.errors import CatalogError, GateFailed, InputError, UnknownConfigurationError
 from srfa.estimators import ESTIMATORS
 from srfa.fallback_file import read_fallbacks
 from srfa.gate import Limits
@@ -171,6 +171,15 @@ def test_a_run_is_replayed_judged_and_released(of_a_run, tmp_path):
     release = training.write_release(made, decision, of_a_run, tmp_path)
     assert {"closed_loop.json", "closed_loop.png"} <= set(release.files)
     assert "fallbacks.json" not in release.files
+
+
+def test_the_replays_of_a_run_belong_to_its_reports_and_to_no_others(of_a_run):
+    limits = loop_limits()
+    made = replayed(of_a_run, "blackbox", limits)
+    assert made.closed_loop.provenance == made.reports[0].provenance
+    again = replayed(replace(of_a_run, data_sha256={"simulated": "11"}), "blackbox", limits)
+    with pytest.raises(InputError, match="closed loop is of other data"):
+        training.judge(replace(again, closed_loop=made.closed_loop), limits)
 
 
 def test_an_estimator_that_misses_the_limit_is_released_with_fallbacks_that_say_why(of_a_run, tmp_path):
