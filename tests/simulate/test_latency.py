@@ -71,5 +71,18 @@ def test_the_filling_of_an_empty_system_is_no_growth():
     assert trend_of(served(arrived, arrived + 150e6)) == "short"
 
 
-def test_requests_that_come_at_once_have_no_rate_to_keep_up_with():
-    assert trend_of(served(np.zeros(50), np.arange(1, 51) * 1e6)) == "steady"
+@pytest.mark.parametrize("arrived", [np.zeros(50), np.zeros(1), np.arange(2) * 1e6, np.zeros(0)])
+def test_requests_that_come_at_once_or_are_too_few_tell_no_trend(arrived):
+    assert trend_of(served(arrived, arrived + 1.0)) == "short"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_overload_of_few_requests_is_never_steady_by_luck(seed):
+    arrived = np.cumsum(np.random.default_rng(seed).exponential(1.0, 150)) * 1e6
+    assert trend_of(served(arrived, single_server(arrived, 1.08e6))) != "steady"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_light_load_is_steady_however_few_its_requests_once_they_are_repeated(seed):
+    arrived = np.cumsum(np.random.default_rng(seed).exponential(1.0, 600)) * 1e6
+    assert trend_of(served(arrived, single_server(arrived, 0.5e6))) == "steady"
