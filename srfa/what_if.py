@@ -294,8 +294,8 @@ def as_given(question: Question, *, objectives: Sequence[Objective] = ()) -> Cap
 def saturation_rate(rig: Rig, *, slowed: float = 1.0) -> float:
     """Return the largest rate at which the queue does not grow, requests a second.
 
-    It is the rate at which an overload is served (:func:`srfa.simulate.overload.capacity_rate`): of an endless run, or
-    up to 2 % below, and further only where :data:`srfa.simulate.overload.MOST_REQUESTS` do not settle it to 1 %.
+    It is the rate at which an overload is served (:func:`srfa.simulate.overload.capacity_rate`): as a rule that of an
+    endless run or up to 2 % below, and further where :data:`srfa.simulate.overload.MOST_REQUESTS` do not settle it.
     """
     return rig.capacity(slowed=slowed)
 
@@ -382,7 +382,7 @@ def _repeated(load: RequestLoad, request_rate: float, repeats: int) -> RequestLo
     lengths = np.tile(np.diff(load.block_hashes.offsets), repeats)
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     return RequestLoad(
-        arrival_us=np.tile(shares * span_us, repeats) + again * span_us,
+        arrival_us=(again + np.tile(shares, repeats)) * span_us,
         prompt_tokens=np.tile(load.prompt_tokens, repeats),
         output_tokens=np.tile(load.output_tokens, repeats),
         priority=np.tile(load.priority, repeats),

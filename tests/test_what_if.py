@@ -171,6 +171,14 @@ def test_requests_of_a_file_are_stretched_to_a_rate(tmp_path):
     assert load.arrival_us[50] == pytest.approx(1e6)
 
 
+@pytest.mark.parametrize("rate", [0.7, 3.3, 1234.567])
+def test_repeated_requests_of_a_file_stay_in_order_at_any_rate(tmp_path, rate):
+    path = tmp_path / "r.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{row},64,4\n" for row in range(7)))
+    load = Demand(requests=path).load(16, rate, repeats=50)
+    assert load.arrival_us[-1] == pytest.approx(350 / rate * 1e6)
+
+
 def test_equal_questions_have_equal_answers_with_any_number_of_processes():
     questions = [question(max_num_seqs=seats) for seats in (8, 16)]
     one, two = (answered(questions, as_given, n_jobs=jobs)[0] for jobs in (1, 2))

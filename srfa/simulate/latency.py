@@ -131,7 +131,7 @@ def trend_of(served: Served) -> Trend:
     seen = np.arange(1, len(arrived) + 1) - np.searchsorted(np.sort(departed), arrived, side="right")
     middle, last = float(seen[third : 2 * third].mean()), float(seen[-third:].mean())
     growth, luck = last - middle, 2.0 * math.sqrt(2.0 * middle * min(1.0, 3.0 * stay / span))
-    if growth + luck <= _GROWTH_RATIO * third:
+    if abs(growth) + luck <= _GROWTH_RATIO * third:
         return "steady"
     return "grows" if growth - luck > _GROWTH_RATIO * third else "short"
 
