@@ -35,7 +35,9 @@ class Common:
 
     gpus: Annotated[Path, typer.Option(help="Folder of GPU files.")] = Path("hardware")
     models: Annotated[Path, typer.Option(help="Folder of model files.")] = Path("models")
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random; default: that of the file which has one, or 0.")
+    ] = None
     jobs: Annotated[int, typer.Option(min=1, help="Processes to use.")] = 1
     as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")] = False
 
@@ -59,7 +61,7 @@ class Common:
             The file cannot be read or a setting is unknown or out of range, with its line.
         """
         config = load_fit_config(path) if path else FitConfig()
-        given = {"seed": self.seed} if self.seed else {}
+        given = {} if self.seed is None else {"seed": self.seed}
         return config.model_copy(update=given | ({"n_workers": self.jobs} if self.jobs > 1 else {}))
 
 

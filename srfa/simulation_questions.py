@@ -38,6 +38,8 @@ class Given:
         Which job of its file.
     model, gpu, engine
         What it is to be served on; before those of the job.
+    num_prompts, seed
+        Of the workload; before those of the job.
     """
 
     job: Path | None = None
@@ -48,7 +50,7 @@ class Given:
     gpu: str = ""
     engine: Mapping[str, object] = field(default_factory=dict)
     num_prompts: int | None = None
-    seed: int = 0
+    seed: int | None = None
     engine_version: str = ""
 
 
@@ -91,12 +93,19 @@ def asked(given: Given, catalog: Catalog) -> Asked:
     Raises
     ------
     UsageError
-        Not exactly one of job, requests and workload is given, or the model or GPU is missing.
+        Not exactly one of job, requests and workload is given, the model or GPU is missing, or something is named that
+        belongs to another source of requests.
     InputError
         A file cannot be used, or a name is unknown.
     """
     if sum(map(bool, (given.job, given.requests, given.workload))) != 1:
         raise UsageError("give one of --job, --requests and --workload: what is to be served")
+    if given.job_id and not given.job:
+        raise UsageError(f"--job-id {given.job_id} chooses a job of a file; give that file with --job, or leave it out")
+    if given.num_prompts and given.requests:
+        raise UsageError(
+            f"--num-prompts {given.num_prompts}: {given.requests} says how many requests there are; leave one out"
+        )
     base = read_job(given.job, catalog, job_id=given.job_id) if given.job else None
     if base is None and not (given.model and given.gpu):
         raise UsageError("give --model and --gpu: what it is to be served on")
@@ -109,7 +118,7 @@ def asked(given: Given, catalog: Catalog) -> Asked:
         engine=engine_arguments(base.engine if base else EngineArgs(), given.engine),
         workload=words,
         requests=given.requests,
-        seed=given.seed or (base.seed if base else 0),
+        seed=given.seed if given.seed is not None else base.seed if base else 0,
         engine_version=given.engine_version or (base.engine_version if base else ENGINE_VERSION),
     )
 

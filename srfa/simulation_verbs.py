@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,11 +25,20 @@ if TYPE_CHECKING:
     from srfa.coefficients import Coefficients
     from srfa.simulate.noise import Noise
     from srfa.what_if import Question
-    from srfa.what_if_report import WhatIf
+    from srfa.what_if_report import Objective, WhatIf
 
 # As in srfa.cli, what loads cvxpy, scipy or matplotlib is imported when the verb runs.
 
 _NEEDS_NO_FIT = "roofline"
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """How much is asked for: requests at their own times, or an open loop at rates given or found."""
+
+    rates: tuple[float, ...]
+    objectives: tuple[Objective, ...]
+    at_rates: bool
 
 
 @with_common
@@ -94,6 +104,8 @@ def simulate(  # noqa: PLR0913 - one parameter an option
     from srfa.leaderboard_figure import check_picture  # noqa: PLC0415 - see above
     from srfa.what_if_report import write_what_if  # noqa: PLC0415 - see above
 
+    if (step_noise or slow_steps) and not trace_out:
+        raise UsageError("--step-noise and --slow-steps are of rehearsed traces; name their folder with --trace-out")
     if plot:
         check_picture(plot)
     for path in filter(None, (out, plot)):
@@ -102,11 +114,11 @@ def simulate(  # noqa: PLR0913 - one parameter an option
     catalog = calibrated(common, calibrate)
     fitted = _fitted(coefficients, latency_mode, calibrate)
     given = Given(job, job_id, requests, workload, model, gpu, engine, num_prompts, common.seed, engine_version)
-    wanted = asked(given, catalog)
+    wanted, load = asked(given, catalog), _load(rates, slo)
+    questions = _questions(wanted, catalog, fitted, latency_mode, sweep or [], best_parallelism=best_parallelism)
     if trace_out:
         _rehearsed(wanted, catalog, fitted, latency_mode, trace_out, step_noise=step_noise, slow_steps=slow_steps)
-    questions = _questions(wanted, catalog, fitted, latency_mode, sweep or [], best_parallelism=best_parallelism)
-    answer = _answer(questions, rates=rates, slo=slo, n_jobs=common.jobs)
+    answer = _answer(questions, load, n_jobs=common.jobs)
     write_what_if(answer, out)
     if common.as_json:
         present.show_json(answer)
@@ -178,20 +190,26 @@ def _questions(
     return questions
 
 
-def _answer(questions: Sequence[Question], *, rates: str, slo: str, n_jobs: int) -> WhatIf:
+def _load(rates: str, slo: str) -> _Load:
+    from srfa.what_if_report import parse_objectives  # noqa: PLC0415 - see above
+
+    chosen, objectives = () if rates in ("", "auto") else parse_rates(rates), parse_objectives(slo)
+    return _Load(chosen, objectives, at_rates=bool(rates or objectives))
+
+
+def _answer(questions: Sequence[Question], load: _Load, *, n_jobs: int) -> WhatIf:
     from srfa.what_if import as_given, capacity_curve  # noqa: PLC0415 - see above
-    from srfa.what_if_report import WhatIf, best_of, parse_objectives  # noqa: PLC0415 - see above
+    from srfa.what_if_report import WhatIf, best_of  # noqa: PLC0415 - see above
     from srfa.what_if_sweep import answered  # noqa: PLC0415 - see above
 
-    objectives, first = parse_objectives(slo), questions[0]
-    chosen = () if rates in ("", "auto") else parse_rates(rates)
-    searched = partial(capacity_curve, rates=chosen, objectives=objectives)
-    ask = searched if rates or objectives else partial(as_given)
+    first, objectives = questions[0], load.objectives
+    searched = partial(capacity_curve, rates=load.rates, objectives=objectives)
+    ask = searched if load.at_rates else partial(as_given)
     with present.progress("simulate") as advance:
         curves, refused = answered(questions, ask, n_jobs=n_jobs, progress=advance)
     return WhatIf(
         estimator=first.estimator or (first.coefficients.estimator if first.coefficients else ""),
-        coefficients_sha256=first.coefficients.learned_sha256 if first.coefficients else "",
+        coefficients_sha256=first.fitted.learned_sha256 if first.fitted else "",
         seed=first.demand.seed,
         workload=first.demand.workload,
         objectives=objectives,

@@ -49,7 +49,7 @@ def physics(
         require_writable(out)
     fitted = read_coefficients(coefficients)
     catalog = calibrated(common, calibrate)
-    report = check_physics(estimator_named(fitted.estimator), fitted, catalog, n_batches=batches, seed=common.seed)
+    report = check_physics(estimator_named(fitted.estimator), fitted, catalog, n_batches=batches, seed=common.seed or 0)
     if out:
         write_physics(report, out)
         present.say(f"wrote {out}")
@@ -87,9 +87,9 @@ def identify(
 
     steps, _ = possible_steps(load_observations(observations), catalog)
     found = jacobian_of(steps)
-    candidates = candidate_jacobians(jacobian_of, candidate_steps(fitted, catalog, seed=common.seed))
+    candidates = candidate_jacobians(jacobian_of, candidate_steps(fitted, catalog, seed=common.seed or 0))
     _, job_index = steps.codes("job_id")
-    result = identified(found, fitted, job_index, candidates=candidates, seed=common.seed)
+    result = identified(found, fitted, job_index, candidates=candidates, seed=common.seed or 0)
     if common.as_json:
         present.show_json(result)
     else:

@@ -24,6 +24,7 @@ from srfa.simulate.clock import Clock, clock_of
 from srfa.simulate.engine import simulate
 from srfa.simulate.latency import Latencies, latencies, summarise, trend_of
 from srfa.simulate.load import BlockHashes, RequestLoad
+from srfa.simulate.overload import MOST_REQUESTS, capacity_rate
 from srfa.simulate.requests_file import read_requests
 from srfa.simulate.served import Served
 from srfa.simulate.server import Server
@@ -33,17 +34,14 @@ from srfa.specs import GpuSpec, ModelSpec, Workload
 from srfa.units import US_PER_S
 from srfa.what_if_report import CapacityCurve, Deployment, KeptRate, Objective, RatePoint, Reach
 
-CURVE_SHARES: Final = (0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+CURVE_SHARES: Final = (0.05, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.1)
 """Rates of an automatic curve, as shares of the saturation rate."""
 RATE_TOLERANCE: Final = 0.02
 """How close a search brackets a rate (ratio)."""
 LIGHTEST_SHARE: Final = 0.001
 """A rate of this share of the throughput of all requests at once is as light a load as is tried."""
-MOST_REPEATS: Final = 64
-"""Times the demand's requests that are simulated at most to see whether a queue grows."""
 _GRADED_STEPS: Final = 2000
 _GRADE_QUANTILE: Final = 0.99
-_MOST_DOUBLINGS: Final = 12
 _STRIDE: Final = 1.25
 
 
@@ -65,7 +63,7 @@ class Demand:
         """Return the requests, at a rate of their own or at another one.
 
         At a rate, clients wait for nobody (``max_concurrency`` is left out); arrival times of a file are stretched to
-        it.
+        it, and where all are equal they become evenly spaced.
 
         Parameters
         ----------
@@ -111,6 +109,12 @@ class Question:
     software_version: str | None = None
 
     @property
+    def fitted(self) -> Coefficients | None:
+        """What the clock learned: the coefficients, where they are those of the estimator that tells the time."""
+        own = self.coefficients is not None and self.estimator in (None, self.coefficients.estimator)
+        return self.coefficients if own else None
+
+    @property
     def model(self) -> ModelSpec:
         """The model's shape."""
         return self.catalog.resolve_model(self.deployment.model)
@@ -138,6 +142,7 @@ class Rig:
     clock: Clock
     configuration: Configuration
     _kept: dict[tuple[float, float], _Sustained | None] = field(default_factory=dict)
+    _capacities: dict[float, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, question: Question) -> Rig:
@@ -166,6 +171,17 @@ class Rig:
         outside = outside_of(blocks, load, self.server, gpu=self.question.gpu.name, catalog=self.question.catalog)
         outside = replace(outside, wall_ratio=outside.wall_ratio * slowed)
         return simulate(load, self.server, self.clock, outside, record_steps=record_steps)
+
+    def capacity(self, *, slowed: float = 1.0) -> float:
+        """Return the rate of an overload's departures, requests a second: below it no queue grows for good."""
+        if slowed not in self._capacities:
+            n_requests = self.question.demand.load(self.server.block_size).n_requests
+            self._capacities[slowed] = capacity_rate(
+                lambda rate, repeats: self.served(rate, slowed=slowed, repeats=repeats),
+                throughput(self, slowed=slowed),
+                n_requests,
+            )
+        return self._capacities[slowed]
 
     def sustained(self, request_rate: float, *, slowed: float = 1.0) -> Latencies | None:
         """Return the latencies at a rate, None where the queue grows."""
@@ -196,8 +212,10 @@ class Rig:
 
     def reach(self, served: Served, request_rate: float | None, *, repeats: int = 1) -> Reach:
         """Grade the steps of a run by what the coefficients were fitted to."""
-        coefficients = self.question.coefficients
-        if coefficients is None or coefficients.domain is None:
+        coefficients = self.question.fitted
+        if coefficients is None:
+            return Reach(grade=None, reason=f"{self.clock.estimator} was not fitted to anything")
+        if coefficients.domain is None:
             return Reach(grade=None, reason="the coefficients do not say what they were fitted to")
         assert served.steps is not None
         load = self.question.demand.load(self.server.block_size, request_rate, repeats=repeats)
@@ -218,16 +236,22 @@ class Rig:
         )
 
     def _sustained(self, request_rate: float, slowed: float) -> _Sustained | None:
-        """Simulate more and more requests until it is plain whether the queue grows; too many count as growth."""
+        """Simulate more and more requests until their number in the system holds; too many count as growth."""
         key = (request_rate, slowed)
         if key not in self._kept:
-            repeats, trend = 1, "short"
-            while trend == "short" and repeats <= MOST_REPEATS:
-                served = self.served(request_rate, slowed=slowed, repeats=repeats)
-                trend = trend_of(served)
-                self._kept[key] = _Sustained(latencies(served), repeats) if trend == "steady" else None
-                repeats *= 2
+            lasts = request_rate < self.capacity(slowed=slowed)
+            self._kept[key] = self._long_enough(request_rate, slowed) if lasts else None
         return self._kept[key]
+
+    def _long_enough(self, request_rate: float, slowed: float) -> _Sustained | None:
+        repeats = 1
+        while True:
+            served = self.served(request_rate, slowed=slowed, repeats=repeats)
+            if trend_of(served) == "steady":
+                return _Sustained(latencies(served), repeats)
+            if 2 * len(served.t_arrived_us) > MOST_REQUESTS:
+                return None
+            repeats *= 2
 
 
 def capacity_curve(
@@ -268,8 +292,12 @@ def as_given(question: Question, *, objectives: Sequence[Objective] = ()) -> Cap
 
 
 def saturation_rate(rig: Rig, *, slowed: float = 1.0) -> float:
-    """Return the largest rate at which the queue does not grow, requests a second, within 2 %."""
-    return largest_rate(lambda rate: rig.sustained(rate, slowed=slowed) is not None, throughput(rig, slowed=slowed))
+    """Return the largest rate at which the queue does not grow, requests a second.
+
+    It is the rate at which an overload is served (:func:`srfa.simulate.overload.capacity_rate`): as a rule that of an
+    endless run or up to 2 % below, and further where :data:`srfa.simulate.overload.MOST_REQUESTS` do not settle it.
+    """
+    return rig.capacity(slowed=slowed)
 
 
 def kept_rate(rig: Rig, objectives: Sequence[Objective], start: float, *, slowed: float = 1.0) -> float:
@@ -279,7 +307,7 @@ def kept_rate(rig: Rig, objectives: Sequence[Objective], start: float, *, slowed
         found = rig.sustained(rate, slowed=slowed)
         return found is not None and all(one.met(found) for one in objectives)
 
-    return largest_rate(keeps, start)
+    return largest_rate(keeps, start, most=rig.capacity(slowed=slowed))
 
 
 def throughput(rig: Rig, *, slowed: float = 1.0) -> float:
@@ -288,20 +316,27 @@ def throughput(rig: Rig, *, slowed: float = 1.0) -> float:
     return len(served.t_departed_us) * US_PER_S / float(served.t_departed_us.max() - served.t_arrived_us.min())
 
 
-def largest_rate(holds: Callable[[float], bool], start: float) -> float:
+def largest_rate(holds: Callable[[float], bool], start: float, *, most: float) -> float:
     """Return the largest rate that holds: down from one that does not, by a factor of 1.25 a time, then by bisection.
 
     At light loads a quantile wavers with the rate by less than a step's time, so that a limit close to it holds and
     breaks in turns: going down finds the upper end. 0 where nothing holds down to a thousandth of ``start``.
 
+    Parameters
+    ----------
+    most
+        No rate above it is tried.
+
     Examples
     --------
-    >>> round(largest_rate(lambda rate: rate <= 7.0, 2.0), 1)
+    >>> round(largest_rate(lambda rate: rate <= 7.0, 2.0, most=100.0), 1)
     7.0
     """
-    high, most = start, 2.0**_MOST_DOUBLINGS * start
-    while high < most and holds(high):
-        high *= 2.0
+    high = start = min(start, most)
+    while holds(high):
+        if high >= most:
+            return most
+        high = min(2.0 * high, most)
     low = high / _STRIDE
     while not holds(low):
         high, low = low, low / _STRIDE
@@ -337,15 +372,17 @@ def _kept(rig: Rig, objectives: Sequence[Objective], start: float, points: Seque
 def _repeated(load: RequestLoad, request_rate: float, repeats: int) -> RequestLoad:
     """Return the requests of a file, the same again and again, at another mean rate.
 
-    The last of ``n`` requests arrives ``n / request_rate`` after the start, as the bench has it.
+    The last of ``n`` requests arrives ``n / request_rate`` after the start, as the bench has it. Requests that all came
+    at once come evenly.
     """
-    last_us, span_us = float(load.arrival_us[-1]), load.n_requests / request_rate * US_PER_S
-    own_us = load.arrival_us * (span_us / last_us) if last_us > 0 else np.zeros(load.n_requests)
-    again = np.repeat(np.arange(repeats), load.n_requests)
+    count, span_us = load.n_requests, load.n_requests / request_rate * US_PER_S
+    last_us = float(load.arrival_us[-1])
+    shares = load.arrival_us / last_us if last_us > 0 else np.arange(1, count + 1) / count
+    again = np.repeat(np.arange(repeats), count)
     lengths = np.tile(np.diff(load.block_hashes.offsets), repeats)
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     return RequestLoad(
-        arrival_us=np.tile(own_us, repeats) + (again * span_us if last_us > 0 else 0.0),
+        arrival_us=(again + np.tile(shares, repeats)) * span_us,
         prompt_tokens=np.tile(load.prompt_tokens, repeats),
         output_tokens=np.tile(load.output_tokens, repeats),
         priority=np.tile(load.priority, repeats),

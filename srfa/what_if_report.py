@@ -78,7 +78,7 @@ class Reach(Spec):
     ----------
     grade, reason
         The grade (:mod:`srfa.grades`) that 99 % of the steps do not exceed, and why. None where the coefficients do not
-        say what they were fitted to.
+        say what they were fitted to, or the clock is not theirs.
     in_domain_share
         Share of steps of grade 0.
     faster, slower
@@ -100,7 +100,8 @@ class RatePoint(Spec):
     request_rate
         Requests a second that were sent; None where their own arrival times were kept.
     grows
-        The queue grows: at this rate no longer run would keep up, and latencies are those of this run's length.
+        The queue grows, or the rate is so close to saturation that no run was long enough: latencies are those of this
+        run's length.
     faster, slower
         Latencies where every step takes the lower, and the upper, end of its interval; None without intervals.
     """
@@ -133,7 +134,8 @@ class CapacityCurve(Spec):
     points
         Simulated runs, by rate.
     saturation_rate
-        The largest rate at which the queue does not grow, requests a second; None where no rate was searched.
+        The largest rate at which the queue does not grow, requests a second, or up to 2 % less; None where no rate was
+        searched.
     kept
         The largest rate that keeps the objectives; None where there are none.
     gpus_per_rate
@@ -168,7 +170,8 @@ class WhatIf(Spec):
     workload
         None where requests came from a file.
     coefficients_sha256
-        Of what the clock learned (:attr:`srfa.coefficients.Coefficients.learned_sha256`); empty without coefficients.
+        Of what the clock learned (:attr:`srfa.coefficients.Coefficients.learned_sha256`); empty where
+        it learned nothing.
     best
         Place in ``curves`` of the deployment with the fewest GPUs a rate within the objectives.
     """

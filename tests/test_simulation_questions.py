@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -50,6 +51,23 @@ def test_what_the_call_names_goes_before_the_job(job_file):
     found = asked(Given(job=job_file, gpu="h100-sxm-80gb", engine={"max_num_seqs": 64}, num_prompts=7), catalog())
     assert (found.gpu, found.model, found.engine.max_num_seqs, found.seed) == ("h100-sxm-80gb", JOB.model, 64, 5)
     assert found.workload.num_prompts == 7
+
+
+def test_a_seed_of_0_is_a_seed(job_file):
+    assert asked(Given(job=job_file, seed=0), catalog()).seed == 0
+    assert asked(Given(workload="num_prompts=1", model=JOB.model, gpu=JOB.gpu), catalog()).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Given(workload="num_prompts=1", job_id="abc"), "--job-id abc chooses a job of a file"),
+        (Given(requests=ROOT / "x.csv", num_prompts=500), r"--num-prompts 500: .*x\.csv says how many"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        asked(dataclasses.replace(given, model=JOB.model, gpu=JOB.gpu), catalog())
 
 
 def test_a_job_that_is_only_read_is_the_same_job(job_file):

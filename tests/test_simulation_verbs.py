@@ -102,6 +102,9 @@ def test_a_job_is_rehearsed_and_ingested(tmp_path, capsys, clock):
         ((*PLACE, *WORDS, "--latency-mode", "roofline", "--sweep", "seats=3"), "unknown knob 'seats'"),
         ((*PLACE, *WORDS, "--latency-mode", "roofline", "--rates", "fast"), "expected requests a second"),
         ((*PLACE, *WORDS, "--latency-mode", "roofline", "--plot", "x.gif"), "a picture ends in"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--step-noise", "0.1"), "name their folder with --trace-out"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--slow-steps", "0.1"), "name their folder with --trace-out"),
+        ((*PLACE, *WORDS, "--latency-mode", "roofline", "--job-id", "abc"), "give that file with --job"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_to_do(tmp_path, capsys, arguments, said):
@@ -109,6 +112,22 @@ def test_wrong_usage_ends_with_2_and_says_what_to_do(tmp_path, capsys, arguments
     assert run(*arguments, "--out", out) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("wrong", [("--slo", "p99_ttft=3"), ("--rates", "fast"), ("--sweep", "seats=3")])
+def test_a_call_that_is_refused_leaves_no_traces(tmp_path, clock, wrong):
+    traces = tmp_path / "traces"
+    assert run(*PLACE, *WORDS, *clock, "--trace-out", traces, *wrong, "--out", tmp_path / "r.json") == 2
+    assert not traces.exists()
+
+
+def test_another_clock_than_the_fits_has_nothing_of_the_fit(tmp_path, clock):
+    own, other = tmp_path / "own.json", tmp_path / "other.json"
+    assert run(*PLACE, *WORDS, *clock, "--out", own) == 0
+    assert run(*PLACE, *WORDS, *clock, "--latency-mode", "roofline", "--out", other) == 0
+    assert answer(own).coefficients_sha256 == linear_coefficients().learned_sha256
+    assert answer(other).coefficients_sha256 == ""
+    assert answer(other).estimator == "roofline"
 
 
 def test_nothing_that_can_start_ends_with_4(tmp_path, capsys):

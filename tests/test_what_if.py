@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from srfa.domain import training_domain
 from srfa.errors import UsageError
 from srfa.grades import GradeInterval, Intervals
 from srfa.specs import EngineArgs, Workload
-from srfa.what_if import Demand, Question, Rig, as_given, capacity_curve, largest_rate, saturation_rate
+from srfa.what_if import Demand, Question, Rig, as_given, capacity_curve, kept_rate, largest_rate, saturation_rate
 from srfa.what_if_report import Deployment, Objective, parse_objectives
 from srfa.what_if_sweep import answered, parallelisms, swept
 from tests.planted import planted_observations
@@ -17,6 +19,7 @@ COEFFICIENTS = linear_coefficients()
 
 WORDS = Workload(name="w", random_input_len=256, random_output_len=32, random_range_ratio=0.3, num_prompts=300)
 SLO = (Objective(statistic="p90", metric="ttft", limit_ms=600.0),)
+WIDE = (Objective(statistic="mean", metric="e2e", limit_ms=1e9),)
 
 
 def question(words=WORDS, model="meta-llama/Llama-3.1-8B", gpu="l4-24gb", **engine):
@@ -31,12 +34,19 @@ def curve():
 
 @pytest.mark.parametrize("limit", [0.3, 1.0, 7.0, 130.0])
 def test_a_search_brackets_the_largest_rate_within_its_tolerance(limit):
-    found = largest_rate(lambda rate: rate <= limit, 3.0)
+    found = largest_rate(lambda rate: rate <= limit, 3.0, most=1000.0)
     assert limit / 1.021 <= found <= limit
 
 
 def test_a_search_that_nothing_holds_for_says_zero():
-    assert largest_rate(lambda rate: False, 3.0) == 0.0
+    assert largest_rate(lambda rate: False, 3.0, most=1000.0) == 0.0
+
+
+@pytest.mark.parametrize("start", [3.0, 10.0, 50.0])
+def test_a_search_never_goes_beyond_what_is_served(start):
+    tried = []
+    assert largest_rate(lambda rate: tried.append(rate) or True, start, most=10.0) == 10.0
+    assert max(tried) == 10.0
 
 
 def test_latency_grows_with_the_rate_and_the_queue_grows_beyond_saturation(curve):
@@ -66,11 +76,38 @@ def test_a_limit_under_the_lightest_load_is_kept_by_no_rate():
     assert found.gpus_per_rate is None
 
 
-def test_saturation_is_near_the_throughput_of_a_full_server():
-    rig = Rig.of(question())
-    flood = rig.served(math.inf)
-    ceiling = len(flood.t_departed_us) / (flood.t_departed_us.max() / 1e6)
-    assert saturation_rate(rig) == pytest.approx(ceiling, rel=0.2)
+@pytest.fixture(scope="module")
+def long_run_rate():
+    """Departures a second in the middle half of a long overload, whatever the seed."""
+    rig = Rig.of(question(WORDS.model_copy(update={"num_prompts": 20_000})))
+    left_us = np.sort(rig.served(8.0).t_finished_us)
+    return 10_000 / (left_us[15_000] - left_us[5_000]) * 1e6
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_prompts", [1, 100, 300, 1000])
+def test_saturation_is_what_a_long_run_delivers(long_run_rate, num_prompts, seed):
+    asked = question(WORDS.model_copy(update={"num_prompts": num_prompts}))
+    asked = replace(asked, demand=Demand(asked.demand.workload, seed=seed))
+    assert 0.97 * long_run_rate <= saturation_rate(Rig.of(asked)) <= 1.02 * long_run_rate
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_limit_however_wide_is_kept_beyond_what_a_long_run_delivers(long_run_rate, seed):
+    rig = Rig.of(replace(question(), demand=Demand(WORDS, seed=seed)))
+    assert kept_rate(rig, SLO, 3.0) <= kept_rate(rig, WIDE, 3.0) <= 1.02 * long_run_rate
+
+
+@pytest.mark.parametrize("n_requests", [1, 40])
+def test_requests_of_a_file_that_come_at_once_saturate_as_if_they_came_one_by_one(tmp_path, n_requests):
+    rates = []
+    for spacing_s in (0.0, 1.0):
+        path = tmp_path / "r.csv"
+        rows = "".join(f"{row * spacing_s},256,32\n" for row in range(n_requests))
+        path.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+        rates.append(saturation_rate(Rig.of(replace(question(), demand=Demand(requests=path)))))
+    assert rates[0] == pytest.approx(rates[1], rel=0.03)
+    assert 4.0 < rates[0] < 6.0
 
 
 def test_slower_steps_keep_a_lower_rate():
@@ -101,6 +138,17 @@ def test_an_extrapolation_is_said_and_its_interval_carried_into_latencies_and_ra
     assert found.kept.slowest < found.kept.rate < found.kept.fastest
 
 
+def test_a_clock_of_its_own_is_not_graded_by_the_fit_beside_it():
+    steps = planted_observations()
+    known = COEFFICIENTS.model_copy(update={"domain": training_domain(steps, catalog())})
+    graded = replace(question(), coefficients=known)
+    assert as_given(graded).points[0].reach.grade is not None
+    (point,) = as_given(replace(graded, estimator="roofline")).points
+    assert point.reach.grade is None
+    assert "roofline was not fitted" in point.reach.reason
+    assert point.slower is None
+
+
 def test_given_rates_are_the_points():
     found = capacity_curve(question(), rates=(2.0, 1.0))
     assert [point.request_rate for point in found.points] == [1.0, 2.0]
@@ -123,6 +171,14 @@ def test_requests_of_a_file_are_stretched_to_a_rate(tmp_path):
     assert load.arrival_us[50] == pytest.approx(1e6)
 
 
+@pytest.mark.parametrize("rate", [0.7, 3.3, 1234.567])
+def test_repeated_requests_of_a_file_stay_in_order_at_any_rate(tmp_path, rate):
+    path = tmp_path / "r.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{row},64,4\n" for row in range(7)))
+    load = Demand(requests=path).load(16, rate, repeats=50)
+    assert load.arrival_us[-1] == pytest.approx(350 / rate * 1e6)
+
+
 def test_equal_questions_have_equal_answers_with_any_number_of_processes():
     questions = [question(max_num_seqs=seats) for seats in (8, 16)]
     one, two = (answered(questions, as_given, n_jobs=jobs)[0] for jobs in (1, 2))
@@ -131,7 +187,8 @@ def test_equal_questions_have_equal_answers_with_any_number_of_processes():
 
 def test_another_seed_is_another_run():
     one = question()
-    other = Question(one.deployment, Demand(WORDS, seed=2), one.catalog, None, "roofline")
+    other = replace(one, demand=Demand(WORDS, seed=2))
+    assert as_given(one).points[0].served == as_given(question()).points[0].served
     assert as_given(one).points[0].served != as_given(other).points[0].served
 
 

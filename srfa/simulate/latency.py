@@ -106,16 +106,23 @@ def trend_of(served: Served) -> Trend:
     """Return whether requests leave as fast as they come.
 
     The number of requests in the system, seen by those that arrive, is averaged over the second and the last third of
-    the arrivals. At ``rho`` times what the server can do it grows by ``(1 - 1/rho) n / 3``. Up to 3 % of ``n / 3`` is
-    ``steady``; more than that and twice what Poisson arrivals vary by, ``sqrt(2 L min(1, stay / third))`` with ``L``
-    requests in the system, ``grows``. What lies between is too ``short`` to tell, and so are arrivals that last less
-    than six stays of a request: an empty system that fills looks the same as a queue that grows.
+    the arrivals. At ``rho`` times what the server can do it grows by ``(1 - 1/rho) n / 3``. By luck it differs by about
+    ``sqrt(2 L min(1, stay / third))`` with ``L`` requests in the system: what Poisson arrivals do. Twice that on either
+    side of what was seen is below 3 % of ``n / 3`` when ``steady``, and above it when the number ``grows``. What lies
+    between is too ``short`` to tell, and so are arrivals that last less than six stays of a request (an empty system
+    that fills looks the same as a queue that grows), that come all at once, or are fewer than three.
+
+    Notes
+    -----
+    Just below what the server can do luck is larger than that of the arrivals alone, and a queue that grows by less
+    than 3 % is steady: whether a rate can be kept for good is for :func:`srfa.simulate.overload.capacity_rate` to say,
+    and this only whether a run at such a rate was long enough.
     """
     arrived, departed = served.t_arrived_us, served.t_departed_us
     third = len(arrived) // 3
-    span = float(np.ptp(arrived)) if len(arrived) else 0.0
-    if third == 0 or span <= 0:
-        return "steady"
+    span = float(np.ptp(arrived)) if third else 0.0
+    if span <= 0:
+        return "short"
     order = np.argsort(arrived, kind="stable")
     arrived, departed = arrived[order], departed[order]
     stay = float(np.median((departed - arrived)[:third]))
@@ -123,10 +130,10 @@ def trend_of(served: Served) -> Trend:
         return "short"
     seen = np.arange(1, len(arrived) + 1) - np.searchsorted(np.sort(departed), arrived, side="right")
     middle, last = float(seen[third : 2 * third].mean()), float(seen[-third:].mean())
-    if last - middle <= _GROWTH_RATIO * third:
+    growth, luck = last - middle, 2.0 * math.sqrt(2.0 * middle * min(1.0, 3.0 * stay / span))
+    if abs(growth) + luck <= _GROWTH_RATIO * third:
         return "steady"
-    luck = math.sqrt(2.0 * middle * min(1.0, 3.0 * stay / span))
-    return "grows" if last - middle > _GROWTH_RATIO * third + 2.0 * luck else "short"
+    return "grows" if growth - luck > _GROWTH_RATIO * third else "short"
 
 
 def _quantiles(values_us: FloatArray) -> Quantiles:

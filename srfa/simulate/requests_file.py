@@ -28,9 +28,7 @@ _OPTIONAL: Final = ("arrival_us", "arrival_s", "priority", "request_id", "prefix
 _LARGEST: Final = float(2**31)
 
 
-def read_requests(
-    path: Path, *, block_size: int = DEFAULT_BLOCK_SIZE, max_concurrency: int | None = None
-) -> RequestLoad:
+def read_requests(path: Path, *, block_size: int = DEFAULT_BLOCK_SIZE) -> RequestLoad:
     """Return the requests of a file, by arrival; the first arrives at 0.
 
     Parameters
@@ -41,8 +39,6 @@ def read_requests(
         ``prefix_group`` with ``prefix_tokens``: requests of one group share their first ``prefix_tokens`` tokens.
     block_size
         Tokens of a KV block of the server, by which shared prefixes become shared blocks.
-    max_concurrency
-        Requests the client keeps in flight at most; None is no limit.
 
     Raises
     ------
@@ -59,11 +55,8 @@ def read_requests(
         arrival_us=np.array(frame["_arrival_us"] - arrival_us.min(), dtype=np.float64),
         prompt_tokens=prompt,
         output_tokens=_counts(frame, path, "output_tokens", least=1),
-        priority=_counts(frame, path, "priority", least=-int(_LARGEST))
-        if "priority" in frame
-        else np.zeros_like(prompt),
+        priority=_priorities(frame, path),
         block_hashes=shared_blocks(*_prefixes(frame, path, prompt), block_size),
-        max_concurrency=max_concurrency,
         request_ids=() if names is None else tuple(names),
     )
 

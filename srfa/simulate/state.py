@@ -59,8 +59,7 @@ ENDS_DTYPE: Final = np.dtype(_numbers(np.int32, "head", "tail"))
 RANK_DTYPE: Final = np.dtype(
     _numbers(
         np.int64,
-        "n_running", "n_waiting", "head", "tail", "inbox_head", "inbox_tail", "n_inbox", "free", "n_unfinished",
-        "n_preempted", "host_bump",
+        "n_running", "n_waiting", "head", "tail", "inbox_head", "inbox_tail", "free", "n_unfinished", "n_preempted",
     )
 )  # fmt: skip
 """A scheduler: its queues and counters; ``free`` is its free KV blocks."""

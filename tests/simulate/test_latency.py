@@ -66,10 +66,24 @@ def test_a_hopeless_overload_is_growth_or_too_short_to_tell():
 
 
 def test_the_filling_of_an_empty_system_is_no_growth():
-    arrived = np.arange(300) * 1e6
+    arrived = np.arange(3000) * 1e6
     assert trend_of(served(arrived, arrived + 40e6)) == "steady"
-    assert trend_of(served(arrived, arrived + 150e6)) == "short"
+    assert trend_of(served(arrived, arrived + 1500e6)) == "short"
 
 
-def test_requests_that_come_at_once_have_no_rate_to_keep_up_with():
-    assert trend_of(served(np.zeros(50), np.arange(1, 51) * 1e6)) == "steady"
+@pytest.mark.parametrize("arrived", [np.zeros(50), np.zeros(1), np.arange(2) * 1e6, np.zeros(0)])
+def test_requests_that_come_at_once_or_are_too_few_tell_no_trend(arrived):
+    assert trend_of(served(arrived, arrived + 1.0)) == "short"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_may_be_luck_is_too_short_until_requests_are_many(seed):
+    arrived = np.cumsum(np.random.default_rng(seed).exponential(1.0, 6000)) * 1e6
+    assert trend_of(served(arrived[:300], arrived[:300] + 40e6)) != "steady"
+    assert trend_of(served(arrived, arrived + 40e6)) == "steady"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_light_load_is_steady_however_few_its_requests_once_they_are_repeated(seed):
+    arrived = np.cumsum(np.random.default_rng(seed).exponential(1.0, 600)) * 1e6
+    assert trend_of(served(arrived, single_server(arrived, 0.5e6))) == "steady"
