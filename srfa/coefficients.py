@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from srfa.errors import CoefficientsError
 from srfa.files import write_text
 from srfa.grades import Intervals, TrainingDomain
+from srfa.simulated import is_simulated
 from srfa.specs import Spec
 
 Transfer = Literal["zero-shot", "calibrated", "few-shot"]
@@ -124,6 +125,11 @@ class Provenance(Spec):
     srfa_version: str = ""
     code_version: str = ""
     library_versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def simulated_versions(self) -> tuple[str, ...]:
+        """The engines among ``software_versions`` that were simulated: where there is one, no measurement is meant."""
+        return tuple(version for version in self.software_versions if is_simulated(version))
 
 
 class FoldSummary(Spec):
