@@ -22,7 +22,7 @@ from tasks.summary import RunSummary, concluded, store_summary
 
 
 @flow(name="collect-and-train")
-def collect_and_train(
+def collect_and_train(  # noqa: PLR0913, PLR0917 - one parameter a field of the run's form
     matrix: Path = Path("examples/local.yaml"),
     limits: Path = Path("examples/gate-local.yaml"),
     store: str = "runs",

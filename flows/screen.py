@@ -62,9 +62,10 @@ def _counts(summary: RunSummary) -> str:
     ingested = sum(data.tokens_conserved is not None for data in summary.jobs)
     done = "rehearsed (simulated engines)" if summary.simulated else "measured"
     load = f"; measured it takes {_gpu_hours(summary):.2f} GPU hours of load" if summary.simulated else ""
+    tokens = f"tokens conserved in {conserved} of {ingested} jobs"
     return (
         f"run {summary.run_id}: {len(summary.jobs) - len(summary.failed)} of {len(summary.jobs)} jobs {done},"
-        f" {summary.n_skipped} cells skipped, {usable} usable steps; tokens conserved in {conserved} of {ingested} jobs{load}"
+        f" {summary.n_skipped} cells skipped, {usable} usable steps; {tokens}{load}"
     )
 
 

@@ -122,8 +122,8 @@ def prepare_campaign(
     Raises
     ------
     SrfaError
-        ``MatrixError``, ``CatalogError``, ``CoefficientsError``, ``StoreError``: what they name; ``UsageError``: the run
-        id cannot be used, or nothing tells the time of a rehearsed step.
+        ``MatrixError``, ``CatalogError``, ``CoefficientsError``, ``StoreError``: what they name; ``UsageError``: the
+        run id cannot be used, or nothing tells the time of a rehearsed step.
     """
     catalog = load_catalog(site.hardware, site.models)
     expansion = expand(load_matrix(matrix), catalog)
@@ -152,7 +152,7 @@ def _check_kind(run_id: str, rehearsal: RehearsalSettings | None) -> None:
         raise UsageError(f"run_id={run_id}: a rehearsal's name begins with {REHEARSAL}-; take {REHEARSAL}-{run_id}")
     if rehearsal is None and is_rehearsal(run_id):
         raise UsageError(
-            f"run_id={run_id}: such runs are rehearsals; choose another name to measure, or name coefficients to rehearse"
+            f"run_id={run_id}: such runs are rehearsals; choose another name to measure, or --rehearse by coefficients"
         )
 
 

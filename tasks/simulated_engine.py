@@ -1,4 +1,4 @@
-"""The simulator in the place of a vLLM server: it leaves what a measured job leaves, in the time a computation takes."""
+"""The simulator in the place of a vLLM server: it leaves what a measured job leaves, and takes a moment."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SimulatedEngine:
 
 
 def noise_of(rehearsal: Rehearsal, job: BenchmarkJob) -> Noise | None:
-    """Return the noise of one job, None where there is none; equal seeds and jobs have equal noise, others their own."""
+    """Return the noise of one job, None where there is none; equal seeds and jobs have equal noise."""
     if not (rehearsal.step_noise or rehearsal.slow_steps):
         return None
     seed = int(content_id([rehearsal.noise_seed, job.job_id]), _HEX)

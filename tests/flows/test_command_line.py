@@ -159,8 +159,21 @@ def test_an_unknown_key_of_a_site_file_is_refused_with_its_line(tmp_path):
 def test_help_names_every_option():
     shown = CliRunner().invoke(APP, ["--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for option in ("--matrix", "--store", "--limits", "--estimator", "--run-id", "--resume", "--ray-address", "--out",
-                   "--rehearse", "--latency-mode", "--step-noise", "--slow-steps", "--noise-seed"):
+    for option in (
+        "--matrix",
+        "--store",
+        "--limits",
+        "--estimator",
+        "--run-id",
+        "--resume",
+        "--ray-address",
+        "--out",
+        "--rehearse",
+        "--latency-mode",
+        "--step-noise",
+        "--slow-steps",
+        "--noise-seed",
+    ):
         assert option in shown.output
 
 

@@ -67,9 +67,7 @@ def test_a_rehearsal_goes_from_the_matrix_to_a_release_that_is_not_the_latest(re
 
 
 def test_training_alone_on_a_rehearsal_moves_no_pointer_either(rehearsed, run, folder):
-    ended = run(
-        "train", "--run-id", "rehearsal-one", "--limits", str(folder / "limits.yaml"), "--estimator", "lacm"
-    )
+    ended = run("train", "--run-id", "rehearsal-one", "--limits", str(folder / "limits.yaml"), "--estimator", "lacm")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "it is a rehearsal" in ended.stdout
     assert not open_store(str(folder / "store")).exists(LATEST_KEY)

@@ -87,7 +87,9 @@ def test_going_on_simulates_only_what_is_missing(rehearsed_group, rehearsed_requ
     asked = []
     simulate = simulated_engine.simulate_job
     monkeypatch.setattr(
-        simulated_engine, "simulate_job", lambda job, *given, **named: asked.append(job) or simulate(job, *given, **named)
+        simulated_engine,
+        "simulate_job",
+        lambda job, *given, **named: asked.append(job) or simulate(job, *given, **named),
     )
     assert run_group(rehearsed_group, rehearsed_request) == first
     assert asked == [rehearsed_group.jobs[1]]
@@ -110,7 +112,7 @@ def test_a_job_that_cannot_be_simulated_fails_alone_with_its_reason(rehearsed_gr
     ("engine", "says"),
     [
         ({"data_parallel_size": 2}, "data_parallel_size=2: several ranks"),
-        ({"max_model_len": 4096, "num_gpu_blocks_override": None, "kv_cache_memory_bytes": 2**20}, "KV blocks"),
+        ({"kv_cache_memory_bytes": 2**20}, "kv_cache_memory_bytes=1048576 (0.00 GiB) is less than one sequence"),
     ],
 )
 def test_a_server_that_cannot_be_simulated_fails_its_jobs_with_the_reason(
