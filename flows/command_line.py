@@ -205,13 +205,14 @@ def ended(run: Callable[[], None]) -> None:
 
 
 def with_summary(store_uri: str, run_id: str, flow: Callable[[], object]) -> None:
-    """Run a flow, then print the summary it left in the store, also where it ends with an error."""
+    """Run a flow, then print the summary it left in the store, also where it ends with an error after writing one."""
     store, key = open_store(store_uri), summary_key(run_id)
-    before = store.version(key)
+    before, ended_well = store.version(key), False
     try:
         flow()
+        ended_well = True
     finally:
-        if store.version(key) != before:
+        if ended_well or store.version(key) != before:
             show_summary(read_summary(store, run_id), store)
 
 
