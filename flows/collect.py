@@ -13,7 +13,7 @@ from tasks.campaign import THIS_MACHINE, Campaign, Site, prepare_campaign
 from tasks.cluster import connected
 from tasks.ingest import JobData
 from tasks.progress import JobBoard, run_log, watched
-from tasks.rehearsal import RehearsalSettings
+from tasks.rehearsal import RehearsalSettings, remarks
 from tasks.stages import ingest_run, lost_group, measure_group, record_jobs
 from tasks.summary import RunSummary, concluded, require_measured, store_summary
 
@@ -59,8 +59,8 @@ def measure_and_ingest(campaign: Campaign) -> tuple[RunSummary, Catalog]:
     """
     log, n_jobs, n_groups = run_log(), len(campaign.jobs), len(campaign.groups)
     log.info("run %s: %d jobs on %d servers, into %s", campaign.run_id, n_jobs, n_groups, campaign.store_uri)
-    if campaign.rehearsal is not None:
-        log.warning("this is a rehearsal: engines are simulated, nothing is measured")
+    for remark in remarks(campaign.rehearsal):
+        log.warning("%s", remark)
     outcomes = measure_groups(campaign)
     by_id = {job.job_id: job for job in campaign.jobs}
     collected = [JobData(outcome=outcome, job=by_id[outcome.job_id]) for outcome in outcomes]

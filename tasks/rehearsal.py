@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from srfa.coefficients import Coefficients, read_coefficients
+from srfa.provenance import calibration_differences
 from srfa.specs import Spec
 
 
@@ -50,3 +51,13 @@ class RehearsalSettings(_Clock):
         found = None if self.coefficients is None else read_coefficients(self.coefficients)
         clock_estimator(found, self.latency_mode)
         return Rehearsal.model_validate({**self.model_dump(), "coefficients": found})
+
+
+def remarks(rehearsal: Rehearsal | None) -> tuple[str, ...]:
+    """Return what whoever looks at a run should know of its engines; nothing where they are real."""
+    if rehearsal is None:
+        return ()
+    what = "this is a rehearsal: engines are simulated, nothing is measured"
+    if rehearsal.coefficients is None:
+        return (what,)
+    return (what, *calibration_differences(rehearsal.coefficients.provenance, ()))

@@ -24,7 +24,9 @@ def test_a_server_s_gpus_are_one_bundle_of_its_type(cpu, job):
     gpu = cpu.model_copy(update={"name": "a100", "datasheet": cpu.datasheet.model_copy(update={"kind": "cuda"})})
     engine = job.engine.model_copy(update={"tensor_parallel_size": 4, "data_parallel_size": 2})
     assert bundle(gpu, job.model_copy(update={"engine": engine})) == {"GPU": 8.0, "CPU": 8.0, "gpu_type:a100": 8.0}
-    assert bundle(cpu, job) == {"CPU": 2.0, "gpu_type:cpu-test": 1.0}, "one to compute on, one for front end and clients"
+    assert bundle(cpu, job) == {"CPU": 2.0, "gpu_type:cpu-test": 1.0}, (
+        "one to compute on, one for front end and clients"
+    )
 
 
 @pytest.fixture(scope="module")

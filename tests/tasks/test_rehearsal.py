@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from srfa.coefficients import Coefficients, FitConfig, write_coefficients
+from srfa.coefficients import Coefficients, FitConfig, Provenance, write_coefficients
 from srfa.errors import CoefficientsError, UsageError
-from tasks.rehearsal import Rehearsal, RehearsalSettings
+from tasks.rehearsal import Rehearsal, RehearsalSettings, remarks
 
 
 @pytest.fixture
@@ -51,3 +51,13 @@ def test_coefficients_of_another_estimator_are_refused(file, tmp_path):
 def test_a_figure_that_is_no_noise_is_refused(wrong):
     with pytest.raises(ValidationError):
         RehearsalSettings(latency_mode="roofline", **wrong)
+
+
+def test_a_run_says_that_it_is_a_rehearsal_and_what_its_fit_knew_beyond_the_catalogue(file):
+    read = RehearsalSettings(coefficients=file).read()
+    calibrated = Provenance(transfer="calibrated", transfer_sha256={"h100.json": "0" * 64})
+    fitted = read.coefficients.model_copy(update={"provenance": calibrated})
+    assert remarks(None) == ()
+    assert remarks(read) == remarks(Rehearsal(latency_mode="roofline"))
+    assert "engines are simulated" in remarks(read)[0]
+    assert "h100.json" in remarks(read.model_copy(update={"coefficients": fitted}))[1]
