@@ -13,6 +13,7 @@ from tasks.campaign import THIS_MACHINE, Campaign, Site, prepare_campaign
 from tasks.cluster import connected
 from tasks.ingest import JobData
 from tasks.progress import JobBoard, run_log, watched
+from tasks.rehearsal import RehearsalSettings, remarks
 from tasks.stages import ingest_run, lost_group, measure_group, record_jobs
 from tasks.summary import RunSummary, concluded, require_measured, store_summary
 
@@ -24,6 +25,7 @@ def collect(
     run_id: str | None = None,
     resume: bool = False,
     site: Site = THIS_MACHINE,
+    rehearsal: RehearsalSettings | None = None,
 ) -> RunSummary:
     """Measure every job of a matrix and ingest its traces.
 
@@ -33,8 +35,11 @@ def collect(
         run_id: Name of this run in the store. Empty: date, time and the content id of the jobs.
         resume: Go on with a run that is there; jobs that have a manifest are not measured again.
         site: What differs between installations.
+        rehearsal: Simulate the engines instead of starting any. Empty: measure.
     """
-    campaign = prepare_campaign(matrix, store, site, run_id=run_id, resume=resume, now=datetime.now(UTC))
+    campaign = prepare_campaign(
+        matrix, store, site, run_id=run_id, resume=resume, now=datetime.now(UTC), rehearsal=rehearsal
+    )
     summary, _ = measure_and_ingest(campaign)
     return concluded(summary)
 
@@ -54,13 +59,21 @@ def measure_and_ingest(campaign: Campaign) -> tuple[RunSummary, Catalog]:
     """
     log, n_jobs, n_groups = run_log(), len(campaign.jobs), len(campaign.groups)
     log.info("run %s: %d jobs on %d servers, into %s", campaign.run_id, n_jobs, n_groups, campaign.store_uri)
+    for remark in remarks(campaign.rehearsal):
+        log.warning("%s", remark)
     outcomes = measure_groups(campaign)
     by_id = {job.job_id: job for job in campaign.jobs}
     collected = [JobData(outcome=outcome, job=by_id[outcome.job_id]) for outcome in outcomes]
     jobs, catalog = ingest_run(campaign.store, campaign.run_id, collected, campaign.catalog)
     record_jobs(jobs)
     n_skipped = len(campaign.expansion.skipped)
-    summary = RunSummary(run_id=campaign.run_id, store_uri=campaign.store_uri, jobs=jobs, n_skipped=n_skipped)
+    summary = RunSummary(
+        run_id=campaign.run_id,
+        store_uri=campaign.store_uri,
+        jobs=jobs,
+        n_skipped=n_skipped,
+        simulated=campaign.rehearsal is not None,
+    )
     store_summary(campaign.store, summary)
     require_measured(jobs)
     return summary, catalog

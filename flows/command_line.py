@@ -18,13 +18,14 @@ from rich.console import Console
 
 from flows.screen import show_summary
 from srfa.document import read_yaml
-from srfa.errors import InputError, SrfaError
+from srfa.errors import InputError, SrfaError, UsageError
 from srfa.estimator_names import DEFAULT_ESTIMATOR, ESTIMATOR_NAMES
 from srfa.estimators import estimator_named
 from srfa.gate import load_limits
 from srfa.wording import explain
 from tasks.campaign import Site, prepare_campaign
 from tasks.cluster import ClusterSettings
+from tasks.rehearsal import RehearsalSettings
 from tasks.store import open_store
 from tasks.summary import read_summary, summary_key
 
@@ -39,6 +40,20 @@ Hardware = Annotated[Path | None, typer.Option(help="Folder with a JSON file a G
 Models = Annotated[Path | None, typer.Option(help="Folder with <org>/<name>/config.json. [default: models]")]
 RayAddress = Annotated[str | None, typer.Option(help="Address of a Ray cluster. [default: Ray on this machine]")]
 Out = Annotated[Path | None, typer.Option(help="Folder that also gets a copy of the release.")]
+Rehearse = Annotated[
+    Path | None,
+    typer.Option(metavar="COEFFICIENTS", help="Simulate the engines by this fit; nothing is measured."),
+]
+LatencyMode = Annotated[
+    str | None, typer.Option(help="What tells a rehearsed step's time: the fit's estimator, or roofline without a fit.")
+]
+StepNoise = Annotated[
+    float, typer.Option(min=0.0, help="Rehearsal: noise on each step (standard deviation of its log).")
+]
+SlowSteps = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Rehearsal: share of steps that take three times as long.")
+]
+NoiseSeed = Annotated[int, typer.Option(min=0, help="Rehearsal: another seed gives other noise.")]
 
 
 def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -53,10 +68,17 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
     models: Models = None,
     ray_address: RayAddress = None,
     out: Out = None,
+    rehearse: Rehearse = None,
+    latency_mode: LatencyMode = None,
+    step_noise: StepNoise = 0.0,
+    slow_steps: SlowSteps = 0.0,
+    noise_seed: NoiseSeed = 0,
 ) -> None:
     """Measure a matrix on real engines, fit a latency model, prove that it transfers, publish it if it does.
 
     Exit codes: 0 ok, 1 the gate says no, 2 bad input, 3 jobs failed, 4 nothing measured, 5 data invalid.
+
+    With --rehearse the engines are simulated, on this machine and without a GPU; the release never becomes the latest.
     """
 
     def run() -> None:
@@ -65,11 +87,16 @@ def collect_and_train_command(  # noqa: PLR0913, PLR0917 - one parameter an opti
         where = site_of(site, hardware=hardware, models=models, ray_address=ray_address, out=out)
         load_limits(limits)
         estimator_named(estimator)
-        campaign = prepare_campaign(matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC))
+        simulated = rehearsal_of(
+            rehearse, latency_mode=latency_mode, step_noise=step_noise, slow_steps=slow_steps, noise_seed=noise_seed
+        )
+        campaign = prepare_campaign(
+            matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC), rehearsal=simulated
+        )
         with_summary(
             campaign.store_uri,
             campaign.run_id,
-            lambda: collect_and_train(matrix, limits, store, estimator, campaign.run_id, resume, where),
+            lambda: collect_and_train(matrix, limits, store, estimator, campaign.run_id, resume, where, simulated),
         )
 
     ended(run)
@@ -84,16 +111,28 @@ def collect_command(  # noqa: PLR0913, PLR0917 - one parameter an option
     hardware: Hardware = None,
     models: Models = None,
     ray_address: RayAddress = None,
+    rehearse: Rehearse = None,
+    latency_mode: LatencyMode = None,
+    step_noise: StepNoise = 0.0,
+    slow_steps: SlowSteps = 0.0,
+    noise_seed: NoiseSeed = 0,
 ) -> None:
-    """Measure a matrix on real engines and ingest its traces; nothing is fitted."""
+    """Measure a matrix on real engines and ingest its traces; nothing is fitted. With --rehearse they are simulated."""
 
     def run() -> None:
         from flows.collect import collect  # noqa: PLC0415 - as above
 
         where = site_of(site, hardware=hardware, models=models, ray_address=ray_address, out=None)
-        campaign = prepare_campaign(matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC))
+        simulated = rehearsal_of(
+            rehearse, latency_mode=latency_mode, step_noise=step_noise, slow_steps=slow_steps, noise_seed=noise_seed
+        )
+        campaign = prepare_campaign(
+            matrix, store, where, run_id=run_id, resume=resume, now=datetime.now(UTC), rehearsal=simulated
+        )
         with_summary(
-            campaign.store_uri, campaign.run_id, lambda: collect(matrix, store, campaign.run_id, resume, where)
+            campaign.store_uri,
+            campaign.run_id,
+            lambda: collect(matrix, store, campaign.run_id, resume, where, simulated),
         )
 
     ended(run)
@@ -166,13 +205,14 @@ def ended(run: Callable[[], None]) -> None:
 
 
 def with_summary(store_uri: str, run_id: str, flow: Callable[[], object]) -> None:
-    """Run a flow, then print the summary it left in the store, also where it ends with an error."""
+    """Run a flow, then print the summary it left in the store, also where it ends with an error after writing one."""
     store, key = open_store(store_uri), summary_key(run_id)
-    before = store.version(key)
+    before, ended_well = store.version(key), False
     try:
         flow()
+        ended_well = True
     finally:
-        if store.version(key) != before:
+        if ended_well or store.version(key) != before:
             show_summary(read_summary(store, run_id), store)
 
 
@@ -192,6 +232,29 @@ def site_of(
     if ray_address is not None:
         changes["cluster"] = ClusterSettings(**{**site.cluster.model_dump(), "address": ray_address})
     return site.model_copy(update=changes)
+
+
+def rehearsal_of(
+    coefficients: Path | None, *, latency_mode: str | None, step_noise: float, slow_steps: float, noise_seed: int
+) -> RehearsalSettings | None:
+    """Return what simulates the engines; None where neither coefficients nor a latency mode is named.
+
+    Raises
+    ------
+    UsageError
+        Noise without a rehearsal: real engines bring their own.
+    """
+    if coefficients is not None or latency_mode is not None:
+        return RehearsalSettings(
+            coefficients=coefficients,
+            latency_mode=latency_mode,
+            step_noise=step_noise,
+            slow_steps=slow_steps,
+            noise_seed=noise_seed,
+        )
+    if step_noise or slow_steps or noise_seed:
+        raise UsageError("--step-noise, --slow-steps and --noise-seed are a rehearsal's; name --rehearse COEFFICIENTS")
+    return None
 
 
 def _read_site(file: Path) -> Site:

@@ -110,6 +110,7 @@ def train_and_publish(
         passed=decision.passed,
         latest=latest,
         broken=tuple(finding.sentence for finding in decision.broken),
+        simulated=decision.simulated,
     )
 
 

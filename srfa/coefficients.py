@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from srfa.errors import CoefficientsError
 from srfa.files import write_text
 from srfa.grades import Intervals, TrainingDomain
+from srfa.simulated import is_simulated
 from srfa.specs import Spec
 
 Transfer = Literal["zero-shot", "calibrated", "few-shot"]
@@ -147,6 +148,11 @@ class Provenance(Spec):
             return "not recorded"
         files = (f"sha256 {digest[:_DIGITS_SHOWN]} of {name}" for name, digest in sorted(self.data_sha256.items()))
         return ", ".join((f"{len(self.job_ids)} jobs", *files))
+
+    @property
+    def simulated_versions(self) -> tuple[str, ...]:
+        """The engines among ``software_versions`` that were simulated: where there is one, no measurement is meant."""
+        return tuple(version for version in self.software_versions if is_simulated(version))
 
 
 class FoldSummary(Spec):

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Final
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients
@@ -21,14 +20,13 @@ from srfa.simulate.client_file import client_document
 from srfa.simulate.clock import clock_of
 from srfa.simulate.engine import simulate
 from srfa.simulate.noise import Noise, noisy_clock
-from srfa.simulate.traced import SIMULATED, T_ZERO_NS, TracedRun, monotonic_ns, trace_lines
+from srfa.simulate.traced import T_ZERO_NS, TracedRun, monotonic_ns, trace_lines
 from srfa.simulate.workload import workload_load
+from srfa.simulated import REHEARSAL, SIMULATED
 from srfa.specs import BenchmarkJob, EngineArgs, JobOutcome
 from srfa.traces.ingest import CLIENT_FILE, ENGINE_FILE, MANIFEST_FILE, TRACE_FILE
 from srfa.traces.plugin import Window
-
-REHEARSAL: Final = "rehearsal"
-"""The run that rehearsed jobs are of, unless told otherwise."""
+from srfa.units import NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +146,7 @@ def _manifest(
         message=f"simulated, engine {job.engine_version}{SIMULATED}",
         n_requests=run.load.n_requests,
         n_steps=run.served.n_steps,
+        wall_s=(window.t_end_ns - window.t_start_ns) / NS_PER_S,
     )
     described = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}

@@ -161,10 +161,12 @@ def _replays_and_ranks(findings: Findings) -> Iterator[Section]:
 
 def _verdict(decision: GateDecision) -> Section:
     n_rules, broken = len(decision.findings), decision.broken
+    points = tuple(finding.sentence for finding in decision.told)
+    kind = " (rehearsal)" if decision.simulated else ""
     if decision.passed:
-        return Section("Verdict: passed", (f"All {n_rules} rules hold.",))
+        return Section(f"Verdict: passed{kind}", (f"All {n_rules} rules hold.",), points)
     sentence = f"{len(broken)} of {n_rules} rules are broken; these coefficients are not to be published as the latest."
-    return Section("Verdict: failed", (sentence,), tuple(finding.sentence for finding in broken))
+    return Section(f"Verdict: failed{kind}", (sentence,), points)
 
 
 def _intervals(intervals: Intervals) -> Section:

@@ -18,6 +18,7 @@ from srfa.estimator_names import ESTIMATOR_NAMES
 from srfa.files import require_apart, require_writable, require_writable_folder, writing
 from srfa.options import Calibrations, Common, calibrated, with_common
 from srfa.provenance import calibration_differences
+from srfa.simulated import REHEARSAL
 from srfa.simulation_questions import Asked, Given, asked, parse_rates, parse_sweep
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _rehearsed(
     slow_steps: float,
 ) -> None:
     """Write the files of a rehearsed job below ``folder``, the manifest last."""
-    from srfa.rehearsal import REHEARSAL, simulate_job  # noqa: PLC0415 - see above
+    from srfa.rehearsal import simulate_job  # noqa: PLC0415 - see above
     from srfa.simulate.noise import Noise  # noqa: PLC0415 - see above
 
     require_writable_folder(folder)

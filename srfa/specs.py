@@ -333,6 +333,7 @@ FailureReason = Literal[
     "store",
     "data_gate",
     "worker_lost",
+    "not_simulated",
 ]
 
 

@@ -20,6 +20,7 @@ Rule = Literal[
     "lost_coverage",
     "physics",
     "closed_loop",
+    "simulated",
 ]
 
 
@@ -31,7 +32,8 @@ class Finding(Spec):
     Parameters
     ----------
     tolerated
-        It is broken and passes all the same: the limits say that it is only to be told.
+        It passes and is to be told all the same: it is broken and the limits say that it is only to be told, or it says
+        what the verdict is worth.
     """
 
     rule: Rule
@@ -57,8 +59,13 @@ class GateDecision(Spec):
 
     @property
     def told(self) -> tuple[Finding, ...]:
-        """The findings to be read: those that are broken but tolerated, then those that say no."""
+        """The findings to be read: those that are tolerated, then those that say no."""
         return (*(finding for finding in self.findings if finding.tolerated), *self.broken)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the steps came from a simulated engine, so that the verdict is a rehearsal's."""
+        return any(finding.rule == "simulated" for finding in self.findings)
 
     def require_passed(self) -> None:
         """Do nothing where the verdict is yes.

@@ -28,6 +28,8 @@ _POLL_S: Final = 1.0
 _OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024
 _MANY: Final = 64
 """More than the GPUs of any machine: where all are of one type, Ray's own count of them is the limit."""
+_ONE_CPU: Final[Mapping[str, float]] = {"CPU": 1.0}
+"""What a simulated engine takes, whatever it simulates."""
 _RAY_ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -140,6 +142,8 @@ def _local_resources(settings: ClusterSettings, gpus: Iterable[GpuSpec]) -> dict
 def run_group_on_ray(group: EngineGroup, request: GroupRequest, settings: ClusterSettings) -> tuple[JobOutcome, ...]:
     """Run :func:`tasks.group.run_group` on a node that has the group's GPUs, in a process of its own, and wait.
 
+    A rehearsed group runs on any CPU.
+
     Returns
     -------
     tuple of JobOutcome
@@ -151,7 +155,7 @@ def run_group_on_ray(group: EngineGroup, request: GroupRequest, settings: Cluste
     -----
     Whatever ends the wait early (a cancelled task, an interrupt) ends the worker, whose engine then ends with it.
     """
-    wanted = bundle(request.gpu, group.first)
+    wanted = dict(_ONE_CPU) if request.rehearsal else bundle(request.gpu, group.first)
     try:
         with _placed(wanted) as place:
             _wait_until_placed(place, wanted, settings)

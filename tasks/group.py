@@ -1,4 +1,7 @@
-"""One engine group on this machine: one server start, then job after job, each into the store. No Ray, no Prefect."""
+"""One engine group on this machine: one server start, then job after job, each into the store. No Ray, no Prefect.
+
+The server is vLLM, or the simulator where the request carries a rehearsal.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import gzip
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, get_args
@@ -21,6 +24,8 @@ from tasks.engine import VllmEngine
 from tasks.evidence import job_prefix, read_manifest, write_failure, write_json, write_measurement
 from tasks.load import LoadGenerator, LoadResult
 from tasks.machine import machine_facts, machine_state
+from tasks.measurement import Engine, Measured
+from tasks.rehearsal import Rehearsal
 from tasks.store import TraceStore, open_store
 from tasks.workplace import EngineSettings, Workplace
 
@@ -38,10 +43,12 @@ class GroupRequest(Spec):
     gpu
         The whole datasheet: nodes read no catalogue.
     hf_config
-        The model's ``config.json`` where the model is written on the spot (random weights); None where the engine finds
-        the model by its id.
+        The model's ``config.json`` where the model is written on the spot (random weights), or simulated; None where
+        the engine finds the model by its id.
     first_core
         For a CPU profile: its place among the profiles that may run at the same time.
+    rehearsal
+        What simulates the jobs; None: they are measured.
     """
 
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -50,6 +57,7 @@ class GroupRequest(Spec):
     hf_config: dict[str, JsonValue] | None = None
     first_core: int = Field(default=0, ge=0)
     settings: EngineSettings = EngineSettings()
+    rehearsal: Rehearsal | None = None
 
 
 def run_group(group: EngineGroup, request: GroupRequest) -> tuple[JobOutcome, ...]:
@@ -110,8 +118,46 @@ def _measure_into(
     folder: Path,
 ) -> None:
     """Add the outcome of one job after the other; what ends the whole group is raised."""
+    with _engine(jobs[0], request, folder) as engine:
+        for job in jobs:
+            outcomes[job.job_id] = _outcome(engine, job, request.run_id, store)
+
+
+def _outcome(engine: Engine, job: BenchmarkJob, run_id: str, store: TraceStore) -> JobOutcome:
+    """Measure one job; what befalls only it becomes its outcome.
+
+    Raises
+    ------
+    EngineError
+        ``engine_died``: there is no server left for further jobs.
+    """
+    try:
+        measured = engine.measure(job)
+        return write_measurement(
+            store, job, measured.outcome, run_id=run_id, window=measured.window, files=measured.files
+        )
+    except (SrfaError, OSError) as error:
+        engine.check_usable()
+        return _fail(store, job, run_id, error, engine.evidence(job))
+
+
+@contextmanager
+def _engine(job: BenchmarkJob, request: GroupRequest, folder: Path) -> Iterator[Engine]:
+    """Have a running server for jobs like this one inside the block."""
+    if request.rehearsal is None:
+        with _served(job, request, folder) as server:
+            yield server
+        return
+    from tasks.simulated_engine import SimulatedEngine, node_catalog  # noqa: PLC0415 - a node that measures needs none
+
+    catalog = node_catalog(job.model, request.gpu, request.hf_config or {})
+    yield SimulatedEngine(request.rehearsal, catalog, run_id=request.run_id, folder=folder)
+
+
+@contextmanager
+def _served(job: BenchmarkJob, request: GroupRequest, folder: Path) -> Iterator[_Measurement]:
     workplace = Workplace(
-        jobs[0],
+        job,
         request.gpu,
         request.settings,
         folder=folder,
@@ -120,9 +166,7 @@ def _measure_into(
     )
     probe = run_probe(workplace) if request.gpu.datasheet.kind == "cpu" else None
     with LoadGenerator(workplace) as load, VllmEngine(workplace) as engine:
-        measurement = _Measurement(request.run_id, store, workplace, engine, load, probe)
-        for job in jobs:
-            outcomes[job.job_id] = measurement.outcome(job)
+        yield _Measurement(request.run_id, workplace, engine, load, probe)
 
 
 def run_probe(workplace: Workplace) -> Path:
@@ -150,29 +194,22 @@ class _Measurement:
     """What all jobs of a running server share."""
 
     run_id: str
-    store: TraceStore
     workplace: Workplace
     engine: VllmEngine
     load: LoadGenerator
     probe: Path | None
     facts: Mapping[str, JsonValue] = field(default_factory=machine_facts)
 
-    def outcome(self, job: BenchmarkJob) -> JobOutcome:
-        """Measure one job; what befalls only it becomes its outcome.
+    def check_usable(self) -> None:
+        """Raise ``EngineError`` with reason ``engine_died`` where there is no server left for further jobs."""
+        self.engine.check_usable()
 
-        Raises
-        ------
-        EngineError
-            ``engine_died``: there is no server left for further jobs.
-        """
-        try:
-            return self._measured(job)
-        except (SrfaError, OSError) as error:
-            self.engine.check_usable()
-            evidence = {"client.json": self._file(job, "client.json"), **_logs(self.workplace.folder)}
-            return _fail(self.store, job, self.run_id, error, evidence)
+    def evidence(self, job: BenchmarkJob) -> Mapping[str, Path]:
+        """Return what the client wrote, and the logs."""
+        return {"client.json": self._file(job, "client.json"), **_logs(self.workplace.folder)}
 
-    def _measured(self, job: BenchmarkJob) -> JobOutcome:
+    def measure(self, job: BenchmarkJob) -> Measured:
+        """Put the job's load on the server and cut its part out of the traces."""
         begin = time.monotonic()
         self._file(job, "").mkdir(exist_ok=True)
         self.engine.reset_caches()
@@ -184,8 +221,7 @@ class _Measurement:
         window = Window(job_id=job.job_id, t_start_ns=result.t_start_ns, t_end_ns=result.t_end_ns)
         traces, n_steps = self._cut(job, window, marks)
         files = traces | self._documents(job, window, environment)
-        outcome = self._success(job, result, n_steps, time.monotonic() - begin)
-        return write_measurement(self.store, job, outcome, run_id=self.run_id, window=window, files=files)
+        return Measured(self._success(job, result, n_steps, time.monotonic() - begin), window, files)
 
     def _success(self, job: BenchmarkJob, result: LoadResult, n_steps: int, wall_s: float) -> JobOutcome:
         return JobOutcome(

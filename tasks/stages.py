@@ -219,7 +219,13 @@ def publish_release(
     outcomes: tuple[JobOutcome, ...] = (),
     out: Path | None = None,
 ) -> tuple[Release, str, bool]:
-    """Store the release; only one that passed becomes the latest. Return it, its report, and whether it did."""
+    """Store the release; only one that passed becomes the latest, and none of a rehearsal.
+
+    Returns
+    -------
+    tuple
+        The release, its report, and whether it became the latest.
+    """
     with tempfile.TemporaryDirectory(prefix="srfa-") as folder:
         release = training.write_release(candidate, decision, dataset, Path(folder), skipped=skipped, outcomes=outcomes)
         written = Path(folder) / release.release_id
@@ -227,8 +233,8 @@ def publish_release(
         if out is not None:
             shutil.copytree(written, out / release.release_id, dirs_exist_ok=True)
         report = (written / "report.md").read_text()
-    latest = release.passed and move_latest(store, _pointer(release))
-    return release, report, latest
+    may_lead = release.passed and not release.provenance.simulated_versions
+    return release, report, may_lead and move_latest(store, _pointer(release))
 
 
 @task(name="record-jobs", cache_policy=NO_CACHE)

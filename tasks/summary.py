@@ -39,6 +39,8 @@ class RunSummary(Spec):
         Cells of the matrix that were not run.
     broken
         A sentence for each rule of the gate that says no.
+    simulated
+        Whether it was a rehearsal: its engines were simulated, and its release never is the latest.
     """
 
     schema_version: Literal[1] = 1
@@ -51,6 +53,7 @@ class RunSummary(Spec):
     passed: bool | None = None
     latest: bool = False
     broken: tuple[str, ...] = ()
+    simulated: bool = False
 
     @property
     def failed(self) -> tuple[JobData, ...]:

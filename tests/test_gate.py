@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srfa.coefficients import FitConfig
+from srfa.coefficients import FitConfig, Provenance
 from srfa.errors import GateFailed, InputError, LimitsError
 from srfa.gate import Limits, check_gate, load_limits
 from srfa.metrics import Errors, Interval, JobError, mean_interval
@@ -239,3 +239,20 @@ def test_a_faulty_limits_file_is_refused_with_its_line(text, complaint, tmp_path
 def test_a_missing_limits_file_is_refused_by_name(tmp_path):
     with pytest.raises(LimitsError, match=r"none\.yaml"):
         load_limits(tmp_path / "none.yaml")
+
+
+def test_simulated_steps_are_judged_like_measured_ones_and_the_verdict_tells_that_they_are():
+    simulated = Provenance(software_versions=("vllm 0.32.0", "vllm 0.32.0+simulated"))
+    for mape, passed in ((5.0, True), (50.0, False)):
+        decision = check_gate([report(fold("a", mape), provenance=simulated)], LIMITS)
+        assert decision.passed is passed
+        assert decision.simulated
+        assert decision.told[0].rule == "simulated"
+        assert "(vllm 0.32.0+simulated)" in decision.told[0].sentence
+
+
+def test_nothing_is_told_of_measured_steps():
+    measured = Provenance(software_versions=("vllm 0.32.0",))
+    decision = check_gate([report(fold("a"), provenance=measured)], LIMITS)
+    assert not decision.simulated
+    assert decision.told == ()

@@ -1,6 +1,6 @@
 import pytest
 
-from srfa.coefficients import FitConfig
+from srfa.coefficients import FitConfig, Provenance
 from srfa.errors import FitError
 from srfa.gate import Limits, check_gate
 from srfa.page import to_markdown
@@ -33,6 +33,16 @@ def test_a_verdict_of_yes_says_how_many_rules_hold(validated):
     decision = check_gate([validated], LOOSE)
     text = to_markdown(report_page(Findings((validated,), decision=decision)))
     assert f"All {len(decision.findings)} rules hold." in text
+
+
+@pytest.mark.parametrize(("limits", "word"), [(LOOSE, "passed"), (STRICT, "failed")])
+def test_a_rehearsal_s_verdict_says_that_it_is_one(validated, limits, word):
+    simulated = Provenance(software_versions=("vllm 0.32.0+simulated",))
+    rehearsed = validated.model_copy(update={"provenance": simulated})
+    decision = check_gate([rehearsed], limits)
+    text = to_markdown(report_page(Findings((rehearsed,), decision=decision)))
+    assert headings(text)[0] == f"Verdict: {word} (rehearsal)"
+    assert "steps of a simulated engine (vllm 0.32.0+simulated)" in text
 
 
 def test_every_fold_stands_in_the_table_with_its_interval(validated):

@@ -111,7 +111,7 @@ def clock_of(
     CatalogError
         The GPU or the model is unknown.
     """
-    chosen = estimator_named(_name(coefficients, estimator))
+    chosen = clock_estimator(coefficients, estimator)
     place = place_of(configuration, catalog)
     kv_token_bytes = float(place.shard.kv_bytes_per_token)
     if chosen.name == "srfa" and coefficients is not None:
@@ -121,6 +121,17 @@ def clock_of(
         return Clock(chosen.name, _of_tokens(outside), None, kv_token_bytes)
     outside(_ONE_TOKEN)  # what is unknown is refused now
     return Clock(chosen.name, _without_operators(OUTSIDE, np.zeros(N_WEIGHTS)), outside, kv_token_bytes)
+
+
+def clock_estimator(coefficients: Coefficients | None, estimator: str | None) -> Estimator:
+    """Return the estimator that a clock of these coefficients asks.
+
+    Raises
+    ------
+    UsageError
+        As of :func:`clock_of`.
+    """
+    return estimator_named(_name(coefficients, estimator))
 
 
 def _name(coefficients: Coefficients | None, estimator: str | None) -> str:

@@ -19,12 +19,11 @@ from srfa.ragged import IntArray
 from srfa.simulate.load import RequestLoad
 from srfa.simulate.served import Served, StepLog
 from srfa.simulate.server import Server
+from srfa.simulated import SIMULATED
 from srfa.specs import EngineArgs
 from srfa.traces.plugin import TRACE_SCHEMA_VERSION
 from srfa.units import NS_PER_S, NS_PER_US
 
-SIMULATED: Final = "+simulated"
-"""Ending of the engine version of simulated traces: no fit to them can be taken for one to measurements."""
 T_ZERO_NS: Final = 1_000 * NS_PER_S
 """CLOCK_MONOTONIC at the start of a simulated load."""
 MONO_TO_EPOCH_NS: Final = 1_700_000_000 * NS_PER_S

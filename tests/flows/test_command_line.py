@@ -98,6 +98,11 @@ def test_a_malformed_file_exits_with_2_and_names_the_finding(folder, name, text,
         ({"run_id": "r1"}, "holds that run already"),
         ({"run_id": "../r1"}, "run_id="),
         ({"hardware": "nowhere"}, "nowhere"),
+        ({"rehearse": "nowhere.json"}, "nowhere.json: cannot be read"),
+        ({"latency_mode": "srfa"}, "srfa needs coefficients"),
+        ({"latency_mode": "roofline", "run_id": "r2"}, "take rehearsal-r2"),
+        ({"run_id": "rehearsal-r2"}, "such runs are rehearsals"),
+        ({"step_noise": 0.05}, "name --rehearse"),
     ],
 )
 def test_a_wrong_argument_exits_with_2_and_says_what_to_do(folder, options, finding):
@@ -154,18 +159,36 @@ def test_an_unknown_key_of_a_site_file_is_refused_with_its_line(tmp_path):
 def test_help_names_every_option():
     shown = CliRunner().invoke(APP, ["--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for option in ("--matrix", "--store", "--limits", "--estimator", "--run-id", "--resume", "--ray-address", "--out"):
+    for option in (
+        "--matrix",
+        "--store",
+        "--limits",
+        "--estimator",
+        "--run-id",
+        "--resume",
+        "--ray-address",
+        "--out",
+        "--rehearse",
+        "--latency-mode",
+        "--step-noise",
+        "--slow-steps",
+        "--noise-seed",
+    ):
         assert option in shown.output
 
 
 @pytest.mark.parametrize(
-    ("passed", "latest", "words"),
-    [(True, True, "verdict: passed; it is the latest now"), (True, False, "a newer one stays the latest")],
+    ("state", "words"),
+    [
+        ({"latest": True}, "verdict: passed; it is the latest now"),
+        ({"latest": False}, "a newer one stays the latest"),
+        ({"simulated": True}, "it is a rehearsal, which is never the latest"),
+    ],
 )
-def test_the_screen_ends_with_release_and_verdict(folder, capsys, passed, latest, words):
+def test_the_screen_ends_with_release_and_verdict(folder, capsys, state, words):
     store = open_store(str(folder / "store"))
     store.put("releases/abc/report.json", b'{"schema_version": 1, "reports": []}')
-    summary = RunSummary(store_uri=store.uri, release_id="abc", passed=passed, latest=latest)
+    summary = RunSummary(store_uri=store.uri, release_id="abc", passed=True, **state)
     show_summary(concluded(summary), store)
     *_, release, verdict = capsys.readouterr().out.splitlines()
     assert release.endswith("store/releases/abc")

@@ -7,8 +7,10 @@ import pytest
 
 from srfa.specs import BenchmarkJob, Calibration, Datasheet, EngineArgs, EngineGroup, GpuSpec, Workload
 from tasks.group import GroupRequest
+from tasks.rehearsal import Rehearsal
 from tasks.workplace import EngineSettings
 from tests.processes import living
+from tests.steps import catalog
 
 FAKE = str(Path(__file__).with_name("fake_engine.py"))
 
@@ -80,3 +82,35 @@ def group(job):
 @pytest.fixture
 def request_(cpu, settings, tmp_path):
     return GroupRequest(run_id="r1", store_uri=str(tmp_path / "store"), gpu=cpu, settings=settings)
+
+
+@pytest.fixture(scope="session")
+def rehearsed_group():
+    """Three short jobs of one server on a GPU that is not here."""
+    engine = EngineArgs(max_model_len=4096, max_num_batched_tokens=1024, tensor_parallel_size=2)
+    jobs = tuple(
+        BenchmarkJob(
+            model="meta-llama/Llama-3.1-8B",
+            gpu="h100-sxm-80gb",
+            engine=engine,
+            workload=Workload(
+                name=f"in{length}", random_input_len=length, random_output_len=12, num_prompts=20, max_concurrency=4
+            ),
+            engine_version="0.32.0",
+        )
+        for length in (64, 300, 1200)
+    )
+    return EngineGroup(group_id=jobs[0].group_id, jobs=jobs)
+
+
+@pytest.fixture
+def rehearsed_request(rehearsed_group, tmp_path):
+    """What a node is told of it: the engine is simulated by the roofline."""
+    known, job = catalog(), rehearsed_group.first
+    return GroupRequest(
+        run_id="rehearsal-r1",
+        store_uri=str(tmp_path / "store"),
+        gpu=known.resolve_gpu(job.gpu),
+        hf_config=dict(known.model_configs[job.model]),
+        rehearsal=Rehearsal(latency_mode="roofline"),
+    )

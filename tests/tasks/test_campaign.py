@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from srfa.errors import CatalogError, MatrixError, StoreError, UsageError
+from srfa.errors import CatalogError, CoefficientsError, MatrixError, StoreError, UsageError
 from tasks.campaign import Site, generated_run_id, prepare_campaign
+from tasks.rehearsal import RehearsalSettings
 from tests.flows.recorded import jobs, record_run, write_inputs
 from tests.steps import ROOT
 
@@ -19,8 +20,11 @@ def matrix(tmp_path):
     return write_inputs(tmp_path) / "matrix.yaml"
 
 
-def prepared(matrix, store, run_id=None, *, resume=False, site=HERE):
-    return prepare_campaign(matrix, str(store), site, run_id=run_id, resume=resume, now=NOW)
+ROOFLINE = RehearsalSettings(latency_mode="roofline", step_noise=0.1)
+
+
+def prepared(matrix, store, run_id=None, *, resume=False, site=HERE, rehearsal=None):
+    return prepare_campaign(matrix, str(store), site, run_id=run_id, resume=resume, now=NOW, rehearsal=rehearsal)
 
 
 def test_a_server_starts_once_for_all_its_workloads(matrix, tmp_path):
@@ -56,6 +60,33 @@ def test_a_model_with_real_weights_is_found_by_its_id(tmp_path):
     )
     campaign = prepared(matrix, tmp_path / "s")
     assert campaign.request(campaign.groups[0]).hf_config is None
+    rehearsed = prepared(matrix, tmp_path / "s", rehearsal=ROOFLINE)
+    assert rehearsed.request(rehearsed.groups[0]).hf_config, "a simulator needs the facts of any model"
+
+
+def test_a_rehearsal_is_named_so_and_every_node_is_told(matrix, tmp_path):
+    campaign = prepared(matrix, tmp_path / "s", rehearsal=ROOFLINE)
+    assert campaign.run_id == f"rehearsal-{generated_run_id(campaign.jobs, NOW)}"
+    requests = [campaign.request(group) for group in campaign.groups]
+    assert {(one.rehearsal.latency_mode, one.rehearsal.step_noise) for one in requests} == {("roofline", 0.1)}
+    assert all(one.rehearsal is None for one in map(prepared(matrix, tmp_path / "s").request, campaign.groups))
+
+
+def test_neither_a_rehearsal_nor_a_measurement_can_go_on_with_the_other_s_run(matrix, tmp_path):
+    with pytest.raises(UsageError, match=r"run_id=r1: a rehearsal's name begins with rehearsal-; take rehearsal-r1"):
+        prepared(matrix, tmp_path / "s", "r1", resume=True, rehearsal=ROOFLINE)
+    for run_id in ("rehearsal", "rehearsal-r1"):
+        with pytest.raises(UsageError, match="such runs are rehearsals"):
+            prepared(matrix, tmp_path / "s", run_id, resume=True)
+        assert prepared(matrix, tmp_path / "s", run_id, rehearsal=ROOFLINE).run_id == run_id
+
+
+def test_a_rehearsal_without_a_clock_is_refused_before_the_store_is_made(matrix, tmp_path):
+    with pytest.raises(UsageError, match="needs coefficients"):
+        prepared(matrix, tmp_path / "s", rehearsal=RehearsalSettings())
+    with pytest.raises(CoefficientsError, match=r"nowhere\.json"):
+        prepared(matrix, tmp_path / "s", rehearsal=RehearsalSettings(coefficients=Path("nowhere.json")))
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_run_that_is_there_is_gone_on_with_only_on_request(matrix, tmp_path):

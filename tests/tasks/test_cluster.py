@@ -103,6 +103,11 @@ class TestOnRay:
         assert "gpu_type:h100-sxm-80gb" in outcomes[0].message
         assert "the cluster offers gpu_type:cpu-other, gpu_type:cpu-test" in outcomes[0].message
 
+    def test_a_rehearsed_group_needs_no_node_with_its_gpu(self, rehearsed_group, rehearsed_request):
+        assert rehearsed_request.gpu.name == "h100-sxm-80gb"
+        outcomes = run_group_on_ray(rehearsed_group, rehearsed_request, FAST)
+        assert [outcome.status for outcome in outcomes] == ["measured"] * 3, outcomes
+
     def test_a_group_waits_for_a_busy_node_longer_than_for_a_missing_one(self, group, request_):
         slow = ClusterSettings(placement_timeout_s=0.0, group_timeout_s=60.0)
         again = request_.model_copy(update={"run_id": "r2"})

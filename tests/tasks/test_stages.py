@@ -11,7 +11,7 @@ from srfa.gate import GateDecision, Limits
 from srfa.release import RELEASE_FILE, read_release
 from srfa.specs import EngineGroup
 from tasks import stages, training
-from tasks.group import failed_outcome
+from tasks.group import failed_outcome, run_group
 from tasks.ingest import stored_run
 from tasks.publish import read_latest
 from tasks.stages import fold_table, ingest_run, load_run, lost_group, measured_in_attempts, publish_release
@@ -132,6 +132,30 @@ def test_a_release_that_passed_becomes_the_latest_and_one_that_failed_does_not(c
     assert latest
     assert read_latest(store).release_id == release.release_id
     assert read_release(tmp_path / "out" / release.release_id) == release
+
+
+def test_a_release_fitted_to_simulated_steps_is_written_and_never_becomes_the_latest(
+    rehearsed_group, rehearsed_request, candidate, dataset, tmp_path
+):
+    store = open_store(rehearsed_request.store_uri)
+    passed = training.judge(candidate, limits(WIDE))
+    measured, _, _ = publish_release.fn(store, candidate, passed, dataset)
+    run_group(rehearsed_group, rehearsed_request)
+    run_id = rehearsed_request.run_id
+    found, catalogue = ingest_run.fn(store, run_id, stored_run(store, run_id), catalog())
+    rehearsed = load_run.fn(store, run_id, found, catalogue)
+    config = FitConfig(lambda_gamma=(0.001,), lambda_beta=(0.001,), huber_delta=(0.1,))
+    coefficients = training.fit(rehearsed, "srfa-seed", config)
+    validation = training.validate(rehearsed, "srfa-seed", "leave-one-workload-out", config)
+    proven = training.with_validation(coefficients, [validation])
+    decision = training.judge(proven, limits("splits: {leave-one-workload-out: {}}"))
+    release, report, latest = publish_release.fn(store, proven, decision, rehearsed)
+    assert release.passed
+    assert not latest
+    assert release.provenance.simulated_versions == ("vllm 0.32.0+simulated",)
+    assert "Verdict: passed (rehearsal)" in report
+    assert store.exists(f"releases/{release.release_id}/{RELEASE_FILE}")
+    assert read_latest(store).release_id == measured.release_id
 
 
 def test_the_verdict_names_the_fold(candidate):
