@@ -15,6 +15,7 @@ from srfa.coefficients import read_coefficients
 from srfa.engine_options import with_engine
 from srfa.errors import NothingMeasuredError, UsageError
 from srfa.estimator_names import ESTIMATOR_NAMES
+from srfa.fallback_file import FALLBACKS_FILE, read_fallbacks
 from srfa.files import require_apart, require_writable, require_writable_folder, writing
 from srfa.options import Calibrations, Common, calibrated, with_common
 from srfa.provenance import calibration_differences
@@ -117,6 +118,8 @@ def simulate(  # noqa: PLR0913 - one parameter an option
     given = Given(job, job_id, requests, workload, model, gpu, engine, num_prompts, common.seed, engine_version)
     wanted, load = asked(given, catalog), _load(rates, slo)
     questions = _questions(wanted, catalog, fitted, latency_mode, sweep or [], best_parallelism=best_parallelism)
+    if coefficients:
+        _warn_of_fallbacks(coefficients.parent, questions)
     if trace_out:
         _rehearsed(wanted, catalog, fitted, latency_mode, trace_out, step_noise=step_noise, slow_steps=slow_steps)
     answer = _answer(questions, load, n_jobs=common.jobs)
@@ -158,6 +161,17 @@ def _fitted(path: Path | None, latency_mode: str, calibrate: Sequence[Path] | No
     for difference in calibration_differences(found.provenance, calibrate or ()):
         present.say(f"warning: {path}: {difference}")
     return found
+
+
+def _warn_of_fallbacks(release: Path, questions: Sequence[Question]) -> None:
+    """Say where the release of the fit holds a black box that does better on a configuration that is asked about."""
+    from srfa.estimators.blackbox import configuration_name  # noqa: PLC0415 - see above
+    from srfa.simulate.capacity import configuration_for  # noqa: PLC0415 - see above
+
+    places = {configuration_name(configuration_for(one.model, one.gpu, one.deployment.engine)) for one in questions}
+    for one in read_fallbacks(release):
+        if one.configuration in places:
+            present.say(f"warning: {release / FALLBACKS_FILE}: {one.sentence}; its coefficients are not used here")
 
 
 def _questions(

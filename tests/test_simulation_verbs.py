@@ -5,6 +5,7 @@ import pytest
 
 from srfa.cli import main
 from srfa.coefficients import write_coefficients
+from srfa.fallback_file import FALLBACKS_FILE, Fallback, write_fallbacks
 from srfa.what_if_report import WhatIf
 from tests.simulated import linear_coefficients
 from tests.steps import ROOT
@@ -40,6 +41,25 @@ def test_a_workload_is_served_once_at_its_own_times(tmp_path, capsys, clock):
     shown = capsys.readouterr()
     assert "as given" in shown.out
     assert "P99 of 60 requests" in shown.err
+
+
+@pytest.mark.parametrize(("gpu", "is_told"), [("l4-24gb", True), ("h100-sxm-80gb", False)])
+def test_a_configuration_with_a_better_black_box_in_the_release_is_told(tmp_path, capsys, gpu, is_told):
+    fitted = linear_coefficients()
+    fallback = Fallback(
+        configuration=f"meta-llama/Llama-3.1-8B on {gpu}, tp1 ep1 dp1, bfloat16",
+        sentence="median E2E error 30.0 % is above the limit 10 %; its own black box has 2.0 %",
+        job_ids=("a", "b"),
+        estimator_e2e_pct=30.0,
+        held_out_e2e_pct=2.0,
+        in_sample_e2e_pct=1.5,
+        coefficients=fitted,
+    )
+    write_coefficients(fitted, tmp_path / "coefficients.json")
+    write_fallbacks("srfa", [fallback], tmp_path / FALLBACKS_FILE)
+    named = ("--coefficients", tmp_path / "coefficients.json")
+    assert run(*PLACE, *WORDS, *named, "--out", tmp_path / "results.json") == 0
+    assert (f"{FALLBACKS_FILE}: {fallback.sentence}" in capsys.readouterr().err.replace("\n", " ")) is is_told
 
 
 def test_json_is_what_was_written(tmp_path, capsys, clock):
