@@ -72,7 +72,7 @@ def replay_validations(
         if not any(job.job_id in one.job_ids for one in learned)
     ]
     report = replay_learned(estimator, learned, measurements, lost=lost, progress=progress)
-    return report.model_copy(update={"provenance": origin})
+    return _with_measured(report, measurements, origin)
 
 
 def replay_coefficients(
@@ -92,7 +92,7 @@ def replay_coefficients(
         for job_id in there
     ]
     report = replay_learned(coefficients.estimator, learned, measurements, progress=progress)
-    return report.model_copy(update={"provenance": coefficients.provenance})
+    return _with_measured(report, measurements, coefficients.provenance)
 
 
 def learned_by_folds(validation: CrossPrediction) -> Iterator[Learned]:
@@ -120,8 +120,13 @@ def replay_learned(
             progress(len(found), total)
     replays = [one for one in found if isinstance(one, Replay)]
     not_replayed = [*lost, *(one for one in found if isinstance(one, NotReplayed))]
-    report = closed_loop_report(estimator, replays, not_replayed, noise=noise_of(measurements))
-    return report.model_copy(update={"request_models": measurements.request_models})
+    return closed_loop_report(estimator, replays, not_replayed)
+
+
+def _with_measured(report: ClosedLoopReport, measurements: Measurements, origin: Provenance) -> ClosedLoopReport:
+    """Add what is the same whatever was replayed: repeats, models of requests, and where the fits came from."""
+    measured = {"noise": noise_of(measurements), "request_models": measurements.request_models}
+    return report.model_copy(update={**measured, "provenance": origin})
 
 
 def noise_of(measurements: Measurements) -> NoiseFloor | None:
