@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from dataclasses import dataclass
 
 from srfa.catalog import Catalog
 from srfa.coefficients import Coefficients
@@ -27,14 +26,6 @@ from srfa.specs import BenchmarkJob, EngineArgs, JobOutcome
 from srfa.traces.ingest import CLIENT_FILE, ENGINE_FILE, MANIFEST_FILE, TRACE_FILE
 from srfa.traces.plugin import Window
 from srfa.units import NS_PER_S
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What a rehearsed job left: its files by name, and the run they were written from."""
-
-    files: dict[str, bytes]
-    run: TracedRun
 
 
 def simulate_job(
@@ -62,25 +53,6 @@ def simulate_job(
     CatalogError
         The model or GPU is unknown.
     """
-    return rehearse(job, catalog, coefficients=coefficients, estimator=estimator, noise=noise, run_id=run_id).files
-
-
-def rehearse(
-    job: BenchmarkJob,
-    catalog: Catalog,
-    *,
-    coefficients: Coefficients | None = None,
-    estimator: str | None = None,
-    noise: Noise | None = None,
-    run_id: str = REHEARSAL,
-) -> Rehearsal:
-    """As :func:`simulate_job`, with the run itself.
-
-    Raises
-    ------
-    UsageError, CatalogError
-        As there.
-    """
     if job.engine.data_parallel_size > 1:
         raise UsageError(
             f"job {job.job_id}: data_parallel_size={job.engine.data_parallel_size}: several ranks leave a trace each, "
@@ -96,7 +68,7 @@ def rehearse(
         ENGINE_FILE: _json(_engine_document(job, run, window)),
     }
     manifest = _json(_manifest(job, run, window, run_id=run_id, files=files))
-    return Rehearsal({**files, MANIFEST_FILE: manifest}, run)
+    return {**files, MANIFEST_FILE: manifest}
 
 
 def _simulated(
